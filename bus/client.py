@@ -1,0 +1,452 @@
+"""The bus: what an app holds in its hand. Builds the parts, counts who opened it, and forwards to them.
+
+What belongs to an event loop (async connections, hubs) lives in a *side*, one for each loop that uses the bus, and is
+closed on that loop by its last user. Everything else is blocking and shared by all threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from bus import ids
+from bus.bindings import Binding
+from bus.clock import Clock
+from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings
+from bus.events import Event
+from bus.hub import Hub
+from bus.listener import After, Item, Listener, Reader
+from bus.position import Position
+from bus.publisher import Delay, Letter, Pause, Publication, Publisher, Receipt
+from bus.settings import Limits, check_log, check_namespace, settle_url
+from bus.store.base import LoopStore, Store
+from bus.store.memory import MemoryStore
+from bus.store.redis import RedisStore
+from bus.topics import Matcher
+
+__all__ = ["Bus", "Status"]
+
+log = logging.getLogger("callboard.bus")
+
+_shared: dict[tuple[str, str], MemoryStore] = {}
+"""Named memory stores of this process: ``memory://name`` means the same one everywhere in it."""
+
+
+class Status(NamedTuple):
+    """How a bus is doing, seen from the calling loop.
+
+    ``mode``: ``memory``, ``redis`` or ``fallback`` (memory, because the server was away). ``connected``: whether the
+    hubs of this loop are live (with none: whether the bus is open). ``position``: of the default log's hub. ``lag``: how
+    many events the slowest listener of this loop is behind its hub.
+    """
+
+    mode: str
+    connected: bool
+    position: Position | None
+    listeners: int
+    lag: int
+
+
+@dataclass(slots=True)
+class _Side:
+    """What one event loop uses of the bus: ``uses`` counts owners, listeners and readers."""
+
+    store: LoopStore
+    uses: int = 0
+    owners: int = 0
+    hubs: dict[str, Hub] = field(default_factory=dict)
+
+
+class _Joined(NamedTuple):
+    hub: Hub
+    store: LoopStore
+
+
+class Bus:
+    """Publish events, listen to them, and hand them to workers: in memory, or on Redis across machines.
+
+    ``url``: ``memory://`` (private to this object), ``memory://name`` (shared in the process), or ``redis://``,
+    ``rediss://``, ``unix://``. Without one, ``BUS_URL``, then ``REDIS_URL``, then memory. ``namespace`` is the app's own
+    world on that server. With ``fallback="memory"`` a server that is away when the bus is opened is replaced by memory,
+    with a warning; nothing is handed over later. The numbers are explained in :class:`bus.settings.Limits`.
+
+    One object serves several event loops and threads. ``async with bus`` (or ``open`` and ``close``) frees what a loop
+    used; a bus that was never opened opens what it needs by itself, and is closed with :meth:`close_sync`.
+
+    Raises :class:`~bus.errors.InvalidSettings` for what cannot be used; connects to nothing yet.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str = "callboard",
+        fallback: Literal["memory"] | None = None,
+        source: str | None = None,
+        max_bytes: int = Limits().max_bytes,
+        cap: int = Limits().cap,
+        ttl_s: float = Limits().ttl_s,
+        window_s: float = Limits().window_s,
+        deadline_s: float = Limits().deadline_s,
+        lease_s: float = Limits().lease_s,
+        clock: Clock | None = None,
+    ) -> None:
+        self.namespace = check_namespace(namespace)
+        self.limits = Limits(max_bytes, cap, ttl_s, window_s, deadline_s, lease_s).checked()
+        self.clock = clock or Clock()
+        if fallback not in (None, "memory"):
+            raise InvalidSettings("fallback= is 'memory' or None")
+        self._fallback = fallback
+        self._fell_back = False
+        self._store = self._make_store(settle_url(url))
+        self._publisher = Publisher(source or f"/{namespace}", self.limits, self.clock)
+        self._lock = threading.RLock()
+        self._sides: dict[asyncio.AbstractEventLoop, _Side] = {}
+        self._thread_owners = 0
+        self._reached = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._reached else "not opened"
+        return f"<Bus {self.namespace} in {self.mode} {state}>"
+
+    def _make_store(self, url: str) -> Store:
+        lease_ms = int(self.limits.lease_s * 1000)
+        if not url.startswith("memory://"):
+            return RedisStore(url, self.namespace, lease_ms=lease_ms)
+        name = urlsplit(url).netloc
+        if not name:
+            return MemoryStore(self.clock, lease_ms=lease_ms)
+        return _shared.setdefault((name, self.namespace), MemoryStore(self.clock, lease_ms=lease_ms))
+
+    @property
+    def mode(self) -> str:
+        """``memory``, ``redis``, or ``fallback`` for memory in place of a server that was away."""
+        return "fallback" if self._fell_back else self._store.mode
+
+    @property
+    def store(self) -> Store:
+        """The store below, for the workers' side and for tools. Call :meth:`open_sync` first."""
+        return self._store
+
+    # -- opening and closing -------------------------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Reach the server, and make this loop an owner. Counted: as many ``close`` as ``open``.
+
+        Raises :class:`~bus.errors.BusUnavailable` where the server is away or unfit (unless there is a fallback).
+        """
+        if self._store.mode == "memory":
+            self._reach()
+        else:
+            await asyncio.to_thread(self._reach)
+        side = self._side()
+        side.owners += 1
+        side.uses += 1
+        return self
+
+    async def close(self) -> None:
+        """Undo one ``open`` of this loop. The loop's last close ends its listeners and closes its connections.
+
+        After the last close of all owners, publishing raises :class:`~bus.errors.BusClosed` until the bus is opened
+        again. Without a matching ``open`` it does nothing, so it is safe twice. Bounded in time.
+        """
+        side = self._sides.get(asyncio.get_running_loop())
+        if side is None or side.owners == 0:
+            return
+        side.owners -= 1
+        if side.owners == 0:
+            for hub in tuple(side.hubs.values()):
+                await hub.close()
+        await self._release(side)
+        self._close_if_unowned()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def open_sync(self) -> Self:
+        """As :meth:`open`, for threads and scripts: all threads together are one more owner, counted likewise."""
+        self._reach()
+        with self._lock:
+            self._thread_owners += 1
+        return self
+
+    def close_sync(self) -> None:
+        """Undo one ``open_sync``, or end a bus that was never opened by hand. Safe twice."""
+        with self._lock:
+            self._thread_owners = max(0, self._thread_owners - 1)
+        self._close_if_unowned()
+
+    def _reach(self) -> None:
+        """Connect and check the server, once until the bus is closed."""
+        with self._lock:
+            if not self._reached:
+                try:
+                    self._store.open()
+                except BusUnavailable as error:
+                    self._fall_back(error)
+                self._reached = True
+            self._closed = False
+
+    def _fall_back(self, error: BusUnavailable) -> None:
+        if self._fallback is None:
+            raise error
+        log.warning("%s: this process goes on IN MEMORY; nothing is shared with others or handed over later", error)
+        self._store.close()
+        self._store = MemoryStore(self.clock, lease_ms=int(self.limits.lease_s * 1000))
+        self._fell_back = True
+
+    def _close_if_unowned(self) -> None:
+        with self._lock:
+            if self._thread_owners or any(side.owners for side in self._sides.values()):
+                return
+            self._closed = True
+            self._reached = False
+            self._store.close()
+
+    def _usable(self) -> None:
+        """A bus that was never opened opens by itself; one that was closed does not."""
+        if self._closed:
+            raise BusClosed
+        if not self._reached:
+            self._reach()
+
+    def _side(self) -> _Side:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            # A loop that ended without closing took its sockets with it; all that is left of it is this entry.
+            for ended in [other for other in self._sides if other.is_closed()]:
+                del self._sides[ended]
+            side = self._sides.get(loop)
+            if side is None:
+                side = self._sides[loop] = _Side(self._store.on_loop())
+            return side
+
+    async def _release(self, side: _Side) -> None:
+        side.uses -= 1
+        if side.uses == 0:
+            self._sides.pop(asyncio.get_running_loop(), None)
+            for hub in tuple(side.hubs.values()):
+                await hub.close()
+            await side.store.close()
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[_Side]:
+        """This loop's side, kept for as long as the block runs."""
+        if self._closed:
+            raise BusClosed
+        if not self._reached:
+            await asyncio.to_thread(self._reach)
+        side = self._side()
+        side.uses += 1
+        try:
+            yield side
+        finally:
+            await self._release(side)
+
+    # -- publishing ----------------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        event: Event | Mapping[str, Any],
+        *,
+        topics: Iterable[str] = ("global",),
+        key: str | None = None,
+        id: str | None = None,
+        delay: Delay | None = None,
+        at: datetime | None = None,
+        log: str | None = None,
+        ephemeral: bool = False,
+    ) -> Receipt:
+        """Number, log, announce and queue one event: all of it, or none.
+
+        ``topics`` decide who hears it and which handlers get it; an empty list reaches no listener. ``key`` names the
+        lane for all handlers, in place of the field each of them names. ``delay`` (a ``timedelta`` or seconds) or ``at``
+        (a datetime with a zone) delay the handlers' jobs only. ``ephemeral`` tells live listeners and leaves no trace:
+        no number, no jobs. The same ``id`` within the window (5 minutes) gives the first one's position.
+
+        A lost connection is retried until the deadline (5 s). Raises ``InvalidEvent``, ``InvalidTopic``,
+        ``PayloadTooLarge`` (nothing was published), ``BusClosed``, or ``BusUnavailable``, whose ``outcome`` says whether
+        the event was refused or its fate is unknown. On a loop that has not opened the bus it works through a thread.
+        """
+        publication = Publication(event, topics, key, id, delay, at, log)
+        if ephemeral:
+            return await self._announce(self._ephemeral(publication))
+        return (await self._publish([publication]))[0]
+
+    async def publish_many(self, publications: Iterable[Publication]) -> list[Receipt]:
+        """Publish several in one round trip, in order; each is atomic, the batch is not.
+
+        All are checked before the first is sent: a bad one raises as in :meth:`publish` and none is published.
+        """
+        return await self._publish(publications)
+
+    def publish_sync(
+        self,
+        event: Event | Mapping[str, Any],
+        *,
+        topics: Iterable[str] = ("global",),
+        key: str | None = None,
+        id: str | None = None,
+        delay: Delay | None = None,
+        at: datetime | None = None,
+        log: str | None = None,
+        ephemeral: bool = False,
+    ) -> Receipt:
+        """As :meth:`publish`, from threads and scripts: blocks, and opens what it needs by itself."""
+        publication = Publication(event, topics, key, id, delay, at, log)
+        if ephemeral:
+            letter = self._ephemeral(publication)
+            self._usable()
+            position = self._store.announce(letter.log, ids.epoch(), " ".join(letter.envelope.topics), letter.body)
+            return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
+        return self.publish_many_sync([publication])[0]
+
+    def publish_many_sync(self, publications: Iterable[Publication]) -> list[Receipt]:
+        """As :meth:`publish_many`, from threads and scripts."""
+        return self._send([self._publisher.letter(publication) for publication in publications])
+
+    async def _publish(self, publications: Iterable[Publication]) -> list[Receipt]:
+        letters = [self._publisher.letter(publication) for publication in publications]
+        side = None if self._closed else self._sides.get(asyncio.get_running_loop())
+        if side is None:
+            return await asyncio.to_thread(self._send, letters)
+        plan, answer = self._publisher.plan(letters), None
+        while True:
+            try:
+                step = plan.send(answer)
+            except StopIteration as done:
+                return list(done.value)
+            if isinstance(step, Pause):
+                answer = await asyncio.sleep(step.seconds)
+                continue
+            try:
+                answer = await side.store.append(step.batches)
+            except BusUnavailable as error:
+                answer = error
+
+    def _send(self, letters: list[Letter]) -> list[Receipt]:
+        self._usable()
+        plan, answer = self._publisher.plan(letters), None
+        while True:
+            try:
+                step = plan.send(answer)
+            except StopIteration as done:
+                return list(done.value)
+            if isinstance(step, Pause):
+                answer = time.sleep(step.seconds)
+                continue
+            try:
+                answer = self._store.append(step.batches)
+            except BusUnavailable as error:
+                answer = error
+
+    def _ephemeral(self, publication: Publication) -> Letter:
+        if publication.delay is not None or publication.at is not None:
+            raise InvalidEvent("an ephemeral event has no jobs to delay: leave delay= and at= out")
+        return self._publisher.letter(publication)
+
+    async def _announce(self, letter: Letter) -> Receipt:
+        async with self._using() as side:
+            position = await side.store.announce(letter.log, ids.epoch(), " ".join(letter.envelope.topics), letter.body)
+        return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
+
+    # -- listening -----------------------------------------------------------------------------------------------------
+
+    def listen(self, *patterns: str, after: str | None = None, log: str | None = None) -> Listener:
+        """Listen to the events whose topics match a pattern (default ``"global"``): ``async with`` it, then iterate.
+
+        ``after`` is exclusive: a position resumes behind it, ``"0"`` begins with all that is kept, ``None`` means from
+        now on. Entering returns once attached, and raises ``BusUnavailable`` if that cannot be; afterwards the listener
+        repairs itself. It yields :class:`~bus.delivery.Delivery`, and :class:`~bus.delivery.Gap` before a hole that
+        cannot be repaired; it ends when the bus is closed. Raises ``InvalidTopic``, ``InvalidPosition``, ``InvalidLog``.
+        """
+        name = check_log(log)
+        left = _Leaving()
+
+        async def join() -> _Joined:
+            using = self._using()
+            side = await using.__aenter__()
+            left.using = using
+            try:
+                return _Joined(await self._hub(side, name), side.store)
+            except BaseException:
+                await left()
+                raise
+
+        return Listener(join, left, name, Matcher(patterns or ("global",)), _after(after), self.limits.max_bytes)
+
+    async def _hub(self, side: _Side, name: str) -> Hub:
+        hub = side.hubs.get(name)
+        if hub is None or hub.state == "closed":
+            hub = side.hubs[name] = Hub(side.store, name, self.limits.max_bytes)
+        await hub.start()
+        return hub
+
+    async def history(
+        self, *patterns: str, after: str = "0", limit: int | None = None, log: str | None = None
+    ) -> AsyncIterator[Item]:
+        """The matching events that the log keeps, oldest first, up to what is its top when that is reached.
+
+        ``limit`` counts items. The same items, the same gaps and the same errors as :meth:`listen`.
+        """
+        name, matcher, start = check_log(log), Matcher(patterns or ("**",)), _after(after)
+        async with self._using() as side:
+            reader = Reader(side.store, name, matcher, start or "0", self.limits.max_bytes)
+            handed = 0
+            while not reader.caught_up:
+                for item in await reader.page():
+                    if limit is not None and handed >= limit:
+                        return
+                    yield item
+                    handed += 1
+
+    def status(self) -> Status:
+        """How the bus is doing, as the calling loop sees it. Never blocks; works outside of a loop as well."""
+        try:
+            side = self._sides.get(asyncio.get_running_loop())
+        except RuntimeError:
+            side = None
+        hubs = [hub for hub in side.hubs.values() if hub.state != "closed"] if side else []
+        main = next((hub.position for hub in hubs if hub.name == check_log(None)), None)
+        connected = self._reached and not self._closed and all(hub.state == "live" for hub in hubs)
+        listeners = [listener for hub in hubs for listener in hub.listeners]
+        return Status(self.mode, connected, main, len(listeners), max((each.lag for each in listeners), default=0))
+
+    # -- for the workers' side -----------------------------------------------------------------------------------------
+
+    def bind(self, bindings: Iterable[Binding]) -> None:
+        """Write bindings to the store, so that publishers everywhere queue work for these handlers. Blocks; safe twice."""
+        self._usable()
+        self._store.bind({binding.handler: binding.encode() for binding in bindings})
+
+
+class _Leaving:
+    """Gives a listener's use of its side back, once."""
+
+    def __init__(self) -> None:
+        self.using: Any = None
+
+    async def __call__(self) -> None:
+        using, self.using = self.using, None
+        if using is not None:
+            await using.__aexit__(None, None, None)
+
+
+def _after(after: str | None) -> After:
+    return after if after is None or after == "0" else Position.parse(after)  # type: ignore[return-value]  # "0" is "0"
+

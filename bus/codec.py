@@ -1,0 +1,258 @@
+"""Between events and bytes: wrap and encode on the way out, decode and read on the way in.
+
+What comes in may be anything, so :func:`decode` and :func:`read` raise errors of this package and no others. What an
+error says names attributes, fields and types, never values: payloads stay out of logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_json, to_jsonable_python
+
+from bus.envelope import MAX_ATTRIBUTE, MAX_DEPTH, PATTERN_FAULTS, Envelope, check_json, dataschema, rfc3339, step
+from bus.errors import InvalidEvent, InvalidTopic, PayloadTooLarge
+from bus.events import Event, check_type, lookup, newest
+from bus.ids import uuid7
+from bus.topics import topic_set
+
+__all__ = ["decode", "encode", "read", "wrap"]
+
+_NAMED_FAULTS: Final = 5
+_UNSERIALISABLE: Final = (PydanticSerializationError, ValueError, TypeError, RecursionError)
+
+
+def wrap(
+    event: Event | Mapping[str, Any],
+    *,
+    id: str | None,
+    source: str,
+    now_ms: int,
+    topics: tuple[str, ...],
+    key: str | None,
+    correlationid: str | None = None,
+    causationid: str | None = None,
+    traceparent: str | None = None,
+    subject: str | None = None,
+) -> Envelope:
+    """Put an event, or a mapping with a ``"type"``, in an envelope dated ``now_ms`` (milliseconds since 1970, UTC).
+
+    Without an ``id`` it gets a new UUIDv7. A mapping's other keys are its data; where this process knows the type, they
+    become the newest version's model and travel as that model's fields (so what the model ignores is left out).
+    Raises ``InvalidEvent``; the event itself is left as it is. Never blocks; safe from any thread.
+    """
+    name, version, data = _of_model(event) if isinstance(event, Event) else _of_mapping(event)
+    attributes = {
+        "specversion": "1.0",
+        "id": uuid7(now_ms) if id is None else id,
+        "type": name,
+        "source": source,
+        "time": rfc3339(now_ms),
+        "datacontenttype": "application/json",
+        "subject": subject,
+        "dataschema": dataschema(name, version) if version else None,
+        "correlationid": correlationid,
+        "causationid": causationid,
+        "traceparent": traceparent,
+        "topics": topics,
+        "key": key,
+        "data": data,
+    }
+    given = (id, source, subject, correlationid, causationid, traceparent, key)
+    try:
+        return _built(attributes, given) or Envelope.model_validate(attributes)
+    except ValidationError as error:
+        raise InvalidEvent(f"{name} cannot be published: {_faults(error)}") from error
+
+
+def _built(attributes: dict[str, Any], given: tuple[str | None, ...]) -> Envelope | None:
+    """``Envelope(**attributes)`` at half the price, for attributes that :func:`wrap` made; None if in any doubt.
+
+    The ``given`` texts, the topics and the data are checked here as the model does it; the rest is right by making.
+    """
+    try:
+        texts = "".join([text for text in given if text is not None])
+        # One look at all of them: printable text has no control characters and no lone surrogates.
+        if "" in given or len(texts) > MAX_ATTRIBUTE or not texts.isprintable():
+            return None
+        attributes["topics"] = topic_set(attributes["topics"], reserved=True)
+        check_json(attributes["data"])
+    except (TypeError, ValueError, InvalidTopic):
+        return None
+    envelope = Envelope.__new__(Envelope)
+    # What BaseModel.model_construct does, without its loop over the fields.
+    object.__setattr__(envelope, "__dict__", attributes)
+    object.__setattr__(envelope, "__pydantic_fields_set__", set(attributes))
+    object.__setattr__(envelope, "__pydantic_extra__", {})
+    object.__setattr__(envelope, "__pydantic_private__", None)
+    return envelope
+
+
+def encode(envelope: Envelope) -> bytes:
+    """The wire form: compact UTF-8 JSON, known attributes in the order of ``WIRE.md``, unknown ones after them by name.
+
+    The same envelope always gives the same bytes. Attributes that are None are absent.
+    """
+    wire = {name: value for name, value in envelope.__dict__.items() if value is not None}
+    if envelope.topics:
+        wire["topics"] = " ".join(envelope.topics)
+    else:
+        del wire["topics"]
+    if envelope.__pydantic_extra__:
+        wire |= {name: value for name, value in sorted(envelope.__pydantic_extra__.items()) if value is not None}
+    try:
+        return to_json(wire)
+    except _UNSERIALISABLE:  # only after someone changed the inside of data, or built it unchecked
+        raise InvalidEvent(f"{envelope.type} cannot be encoded: {_culprit(wire)}") from None
+
+
+def decode(body: bytes, *, max_bytes: int = 1_048_576) -> Envelope:
+    """Read the wire form. Raises ``PayloadTooLarge`` over ``max_bytes``, and ``InvalidEvent`` for all else amiss."""
+    if len(body) > max_bytes:
+        raise PayloadTooLarge(len(body), max_bytes)
+    try:
+        return Envelope.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidEvent(f"this is not an envelope: {_faults(error)}") from error
+
+
+def read(envelope: Envelope) -> Event | dict[str, Any]:
+    """The typed event where this process knows exactly this type and version, otherwise the envelope's own ``data``.
+
+    Raises ``InvalidEvent`` where the model refuses the data, also by an exception of its own. The plain dict is shared
+    by all readers of the envelope: do not change it.
+    """
+    version = envelope.version
+    model = None if version is None else lookup(envelope.type, version)
+    return envelope.data if model is None else _parse(model, envelope.data)
+
+
+def _of_model(event: Event) -> tuple[str, int, dict[str, Any]]:
+    model = type(event)
+    name = model.__event_type__
+    if name is None:
+        raise InvalidEvent(
+            f"{model.__qualname__} is an abstract base and cannot be published: "
+            f'give it a type, as in class {model.__name__}(Event, type="...")'
+        )
+    try:
+        # Names, not aliases, and no computed fields, so that what is written can be read. pydantic's warnings quote
+        # values; as errors they stop at this boundary.
+        data = event.model_dump(mode="json", by_alias=False, round_trip=True, warnings="error")
+    except _UNSERIALISABLE:
+        # Not chained: the text of a serialization error quotes values.
+        raise InvalidEvent(f"{name} cannot be published: {_culprit(_fields(event))}") from None
+    return name, model.__event_version__, data
+
+
+def _of_mapping(event: Mapping[str, Any]) -> tuple[str, int | None, dict[str, Any]]:
+    if not isinstance(event, Mapping):
+        raise InvalidEvent(f"publish an Event or a dict with a 'type', not {type(event).__name__}")
+    if "type" not in event:
+        raise InvalidEvent("the dict has no 'type': add one, as in {'type': 'agent.post.created', ...}")
+    name = check_type(event["type"])
+    data = _plain(name, {field: value for field, value in event.items() if field != "type"})
+    model = newest(name)
+    return (name, None, data) if model is None else _of_model(_parse(model, data))
+
+
+def _plain(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` as plain JSON: itself where it is that already, otherwise what pydantic makes of its values."""
+    try:
+        return check_json(data)
+    except ValueError:
+        pass  # a date, perhaps, or a set
+    _check_keys(name, data)
+    try:
+        plain: dict[str, Any] = to_jsonable_python(data, by_alias=False)
+    except _UNSERIALISABLE:
+        raise InvalidEvent(f"{name} cannot be published: {_culprit(data)}") from None
+    try:
+        return check_json(plain)
+    except ValueError as error:
+        raise InvalidEvent(f"{name} cannot be published: {error}") from None
+
+
+def _parse(model: type[Event], data: dict[str, Any]) -> Event:
+    """Read data as JSON, which to a strict model is not the same as Python values; by field name, or by alias."""
+    name, version = model.__event_type__, model.__event_version__
+    try:
+        return model.model_validate_json(to_json(data), by_alias=True, by_name=True)
+    except ValidationError as error:
+        raise InvalidEvent(f"the data is not a {name} version {version}: {_faults(error)}") from error
+    except Exception as error:  # a validator of the app may raise anything, and the reader must live on
+        why = f"{model.__qualname__} raised {type(error).__name__} while reading it"
+        raise InvalidEvent(f"the data is not a {name} version {version}: {why}") from error
+
+
+def _faults(error: ValidationError) -> str:
+    """What is wrong in one line: where and why, of the first few."""
+    found = error.errors(include_input=False, include_url=False)
+    lines = [_fault(fault) for fault in found[:_NAMED_FAULTS]]
+    more = len(found) - len(lines)
+    return "; ".join([*lines, f"and {more:,} more"] if more else lines)
+
+
+def _fault(fault: ErrorDetails) -> str:
+    path = ""
+    for key in fault["loc"]:
+        path = step(path, key)
+    path = path.removeprefix(".")
+    why = _why(fault)
+    return why if not path or why.startswith(path) else f"{path}: {why}"
+
+
+def _why(fault: ErrorDetails) -> str:
+    if fault["type"] == "union_tag_invalid":  # the one message of pydantic that quotes the input
+        return "its tag names no known variant"
+    if fault["type"] == "string_pattern_mismatch" and (why := PATTERN_FAULTS.get(fault["ctx"]["pattern"])):
+        return why
+    text = fault["msg"].removeprefix("Value error, ")[:300]
+    return text if text.isprintable() else ascii(text)
+
+
+def _check_keys(name: str, data: dict[str, Any]) -> None:
+    """Refuse keys that are not text, also where pydantic would make them text and so could make two into one."""
+    level: list[tuple[str, Any]] = [("data", data)]
+    for _ in range(MAX_DEPTH):
+        for path, value in level:
+            wrong = next((key for key in value if not isinstance(key, str)), "") if isinstance(value, Mapping) else ""
+            if wrong != "":
+                kind = type(wrong).__name__
+                raise InvalidEvent(f"{name} cannot be published: {path}: a key is of type {kind}: use str keys")
+        level = [(step(path, key), inner) for path, value in level for key, inner in _members(value)]
+
+
+def _culprit(fields: Mapping[str, Any]) -> str:
+    """Which value does not become JSON. Slow, and asked only once it is known that there is one."""
+    path, value = "data", fields
+    for _ in range(MAX_DEPTH):
+        wrong = next(((key, inner) for key, inner in _members(value) if not _serialises(inner)), None)
+        if wrong is None and value is fields:
+            return "a value does not fit its field's type, or a serializer of the model failed"
+        if wrong is None:
+            return f"{path}: a value of type {type(value).__name__} does not become JSON: publish plain values"
+        path, value = step(path, wrong[0]), wrong[1]
+    return f"nested deeper than {MAX_DEPTH} levels, or refers to itself: publish a flatter event"
+
+
+def _members(value: object) -> Iterable[tuple[object, Any]]:
+    if isinstance(value, Event):
+        return _fields(value).items()
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple | set | frozenset) else ()
+
+
+def _fields(event: Event) -> dict[str, Any]:
+    return {**event.__dict__, **(event.__pydantic_extra__ or {})}
+
+
+def _serialises(value: object) -> bool:
+    try:
+        to_jsonable_python(value)
+    except _UNSERIALISABLE:
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""What a listener is handed: a :class:`Delivery` for each event, and a :class:`Gap` where there is a hole.
+
+:func:`follow` is the whole of the proof that there is none: it says whether a page of the log goes on exactly where a
+reader stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bus.envelope import Envelope
+from bus.events import Event
+from bus.position import Position
+from bus.store.base import Page
+
+__all__ = ["Delivery", "Gap", "follow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event as its listeners get it; all listeners in a process share it.
+
+    ``event`` is the typed event, or the plain dict of its data where this process does not know that type and version.
+    An ephemeral delivery has no number: ``position`` is that of the event it came after.
+    """
+
+    position: Position
+    envelope: Envelope
+    event: Event | dict[str, Any]
+    ephemeral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A hole that cannot be repaired: events ``first`` to ``last`` of the log (both included) are not coming.
+
+    ``trimmed``: the log no longer keeps them. ``epoch``: the log lost its data and began another life; ``first`` counts
+    in the old one, ``last`` in the new. ``fork``: the server went on from an older state of the log (a replica promoted
+    too early), so that numbers up to ``last`` may have been given out twice.
+    """
+
+    first: int
+    last: int
+    reason: Literal["trimmed", "epoch", "fork"]
+
+
+def follow(at: Position, page: Page) -> Gap | None:
+    """Whether ``page`` (read after ``at``) goes on where ``at`` ends: ``None`` if so, otherwise the gap between them."""
+    first_kept = page.entries[0].seq if page.entries else page.top + 1
+    if page.epoch != at.epoch:
+        return Gap(at.seq + 1, first_kept - 1, "epoch")
+    if page.top < at.seq or _parts(at, page):
+        return Gap(min(first_kept, at.seq), at.seq, "fork")
+    if first_kept > at.seq + 1:
+        return Gap(at.seq + 1, first_kept - 1, "trimmed")
+    return None
+
+
+def _parts(at: Position, page: Page) -> bool:
+    """Whether the log holds another event than ours under our number: its successor, or its top, would name it."""
+    if page.entries and page.entries[0].seq == at.seq + 1:
+        return page.entries[0].prev != at.token
+    return page.top == at.seq and page.top_token != at.token

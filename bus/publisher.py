@@ -1,0 +1,228 @@
+"""Publishing: from an event to one atomic append, with one body behind the blocking and the async door.
+
+The body is a generator that never waits itself: it yields what is to be done (:class:`Send` or :class:`Pause`) and is
+sent the answer. An id makes every append safe to repeat, so a lost reply is answered by sending the same again until the
+deadline; only then is the caller told, with what is known: *refused* or *unknown*.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from bus import codec, ids
+from bus.bindings import Routing
+from bus.causation import CAUSE
+from bus.clock import Clock
+from bus.envelope import Envelope
+from bus.errors import BusUnavailable, InvalidEvent, PayloadTooLarge
+from bus.events import Event
+from bus.position import Position
+from bus.settings import Limits, check_log
+from bus.store import base
+from bus.store.base import Appended, Batch, Post, Stale
+from bus.topics import topic_set
+
+__all__ = ["Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
+
+BATCH = 500
+"""Posts in one script call at most, so that no call holds the server up for long."""
+BATCH_BYTES = 4 << 20
+
+FIRST_PAUSE_S = 0.02
+LAST_PAUSE_S = 0.5
+
+log = logging.getLogger("callboard.bus")
+
+Delay = timedelta | float
+"""A length of time: a ``timedelta``, or seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One event of a ``publish_many``, with the options of a single ``publish``."""
+
+    event: Event | Mapping[str, Any]
+    topics: Iterable[str] = ("global",)
+    key: str | None = None
+    id: str | None = None
+    delay: Delay | None = None
+    at: datetime | None = None
+    log: str | None = None
+
+
+class Receipt(NamedTuple):
+    """What became of a publish. A duplicate has the position of the first one, and queued no jobs."""
+
+    id: str
+    position: Position
+    duplicate: bool
+    jobs: int
+
+
+class Letter(NamedTuple):
+    """A publication, checked and encoded: nothing about it can fail any more but the way to the store."""
+
+    envelope: Envelope
+    body: bytes
+    token: str
+    due: str
+    log: str
+
+
+class Send(NamedTuple):
+    """Please append these, and send the answer."""
+
+    batches: list[Batch]
+
+
+class Pause(NamedTuple):
+    """Please wait so long."""
+
+    seconds: float
+
+
+Plan = Generator[Send | Pause, "list[list[Appended] | Stale] | BusUnavailable | None", list[Receipt]]
+
+
+class Publisher:
+    """Turns events into batches. Safe from any thread; holds the cached bindings and nothing else that changes."""
+
+    def __init__(self, source: str, limits: Limits, clock: Clock) -> None:
+        self._source = source
+        self._limits = limits
+        self._clock = clock
+        # No bindings, version 0: right for a namespace that has none, and stale (then told so) for any other.
+        self._routing = Routing(Stale(0, {}))
+
+    def letter(self, publication: Publication) -> Letter:
+        """Check and encode one publication. Raises ``InvalidEvent``, ``InvalidTopic``, ``PayloadTooLarge``, ``InvalidLog``."""
+        cause = CAUSE.get()
+        envelope = codec.wrap(
+            publication.event,
+            id=_checked_id(publication.id),
+            source=self._source,
+            now_ms=self._clock.now_ms(),
+            topics=topic_set(publication.topics),
+            key=_checked_key(publication.key),
+            correlationid=cause.correlation if cause else None,
+            causationid=cause.id if cause else None,
+            traceparent=cause.traceparent if cause else None,
+        )
+        body = codec.encode(envelope)
+        if len(body) > self._limits.max_bytes:
+            raise PayloadTooLarge(len(body), self._limits.max_bytes)
+        return Letter(envelope, body, ids.token(), _due(publication), check_log(publication.log))
+
+    def plan(self, letters: Sequence[Letter]) -> Plan:
+        """Append all, again and again where it is safe and of use, until answered or past the deadline."""
+        receipts: dict[int, Receipt] = {}
+        left = list(enumerate(letters))
+        deadline, pause_s = time.monotonic() + self._limits.deadline_s, FIRST_PAUSE_S
+        while left:
+            routing = self._routing
+            chunks = list(_chunks(left))
+            answers = yield Send([self._batch(routing, [letter for _, letter in chunk]) for chunk in chunks])
+            if isinstance(answers, BusUnavailable):
+                if time.monotonic() + pause_s > deadline:
+                    raise _given_up(answers, left[0][1])
+                yield Pause(pause_s)
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+                continue
+            left = []
+            for chunk, answer in zip(chunks, answers or (), strict=True):
+                if isinstance(answer, Stale):
+                    self._learn(answer)
+                    left += chunk
+                else:
+                    for (index, letter), appended in zip(chunk, answer, strict=True):
+                        receipts[index] = _receipt(letter, appended, routing)
+        return [receipts[index] for index in range(len(letters))]
+
+    def _learn(self, stale: Stale) -> None:
+        if stale.version != self._routing.version:
+            self._routing = Routing(stale)
+
+    def _batch(self, routing: Routing, letters: Sequence[Letter]) -> Batch:
+        posts = []
+        used: dict[int, int] = {}
+        for letter in letters:
+            jobs = tuple((used.setdefault(route, len(used)), key) for route, key in routing.jobs(letter.envelope))
+            topics = " ".join(letter.envelope.topics)
+            posts.append(Post(letter.envelope.id, letter.token, topics, letter.body, jobs, letter.due))
+        return Batch(
+            log=letters[0].log,
+            limits=base.Limits(self._limits.cap, int(self._limits.ttl_s * 1000)),
+            window_ms=int(self._limits.window_s * 1000),
+            epoch=ids.epoch(),
+            version=routing.version,
+            routes=tuple(routing.routes[route] for route in used),
+            posts=tuple(posts),
+        )
+
+
+def _chunks(letters: Sequence[tuple[int, Letter]]) -> Iterable[list[tuple[int, Letter]]]:
+    """Runs of one log, of bounded number and size, in order."""
+    for _, run in groupby(letters, key=lambda numbered: numbered[1].log):
+        chunk: list[tuple[int, Letter]] = []
+        size = 0
+        for numbered in run:
+            if chunk and (len(chunk) >= BATCH or size + len(numbered[1].body) > BATCH_BYTES):
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(numbered)
+            size += len(numbered[1].body)
+        yield chunk
+
+
+def _receipt(letter: Letter, appended: Appended, routing: Routing) -> Receipt:
+    position = Position(appended.epoch, appended.seq, appended.token)
+    if not appended.duplicate:
+        return Receipt(letter.envelope.id, position, duplicate=False, jobs=len(routing.jobs(letter.envelope)))
+    # A lost reply answered by a repeat looks the same from here as somebody else's event under this id, but for its token.
+    ours = appended.token == letter.token
+    if not ours:
+        log.info("event %s was published before; the first one counts", letter.envelope.id)
+    return Receipt(letter.envelope.id, position, not ours, len(routing.jobs(letter.envelope)) if ours else 0)
+
+
+def _given_up(error: BusUnavailable, letter: Letter) -> BusUnavailable:
+    id = letter.envelope.id
+    if error.outcome == "refused":
+        return BusUnavailable(f"{error}; the event was not published", outcome="refused", id=id)
+    why = f"{error}; whether the event was published is unknown: publish it again with id={id!r}, and it counts once"
+    return BusUnavailable(why, outcome="unknown", id=id)
+
+
+def _checked_id(id: str | None) -> str | None:
+    if id is not None and (not isinstance(id, str) or not 0 < len(id) <= 255 or not id.isprintable()):
+        raise InvalidEvent("an id is text of 1 to 255 printable characters")
+    return id
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or not key.isprintable()):
+        raise InvalidEvent("a key is text of 1 to 255 printable characters, such as an agent's id")
+    return key
+
+
+def _due(publication: Publication) -> str:
+    """When the jobs are due, in the words of :class:`bus.store.base.Post`."""
+    delay, at = publication.delay, publication.at
+    if delay is not None and at is not None:
+        raise InvalidEvent("give delay= or at=, not both")
+    if at is not None:
+        if not isinstance(at, datetime) or at.tzinfo is None:
+            raise InvalidEvent("at= is a datetime with a time zone, as in datetime.now(UTC) + timedelta(hours=1)")
+        return f"={int(at.timestamp() * 1000)}"
+    if delay is None:
+        return ""
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e10:
+        raise InvalidEvent("delay= is a timedelta or a number of seconds, 0 or more")
+    return f"+{int(seconds * 1000)}" if seconds else ""

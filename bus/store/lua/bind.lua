@@ -1,0 +1,16 @@
+#!lua
+-- Add or replace bindings; the version moves only where one really changed.
+--
+-- KEYS  1 prefix
+-- ARGV  handler, binding, handler, binding, ...
+-- Answer the version
+
+local changed = false
+for i = 1, #ARGV, 2 do
+  if call('HGET', P .. 'bindings', ARGV[i]) ~= ARGV[i + 1] then
+    call('HSET', P .. 'bindings', ARGV[i], ARGV[i + 1])
+    changed = true
+  end
+end
+if changed then return call('HINCRBY', P .. 'meta', 'v', 1) end
+return tonumber(call('HGET', P .. 'meta', 'v') or 0)

@@ -1,0 +1,56 @@
+#!lua flags=allow-oom
+-- Drop all unfinished jobs of a queue. What is in flight is struck from the books, so its settles are refused.
+--
+-- KEYS  1 prefix
+-- ARGV  1 queue
+-- Answer how many were dropped
+
+local queue, dropped = ARGV[1], {}
+
+local function drop_lane(handler, key)
+  local lane = P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key
+  for _, job in ipairs(call('LRANGE', lane, 0, -1)) do dropped[#dropped + 1] = job end
+  call('DEL', lane)
+end
+
+for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
+  local books = call('HGETALL', P .. 'held:' .. worker)
+  for i = 1, #books, 2 do
+    local _, _, of, handler, key = unpack_held(books[i + 1])
+    if of == queue then
+      call('HDEL', P .. 'held:' .. worker, books[i])
+      if key == '' then dropped[#dropped + 1] = books[i] else drop_lane(handler, key) end
+    end
+  end
+end
+
+for _, member in ipairs(call('ZRANGE', P .. 'due', 0, -1)) do
+  local kind, _, of, handler, rest = string.match(member, '^(%a)|(%d)|([^|]*)|([^|]*)|(.*)$')
+  if of == queue then
+    call('ZREM', P .. 'due', member)
+    if kind == 'L' then drop_lane(handler, rest) else dropped[#dropped + 1] = string.match(rest, '^%d+') end
+  end
+end
+
+for name in pairs((function()
+  local names = {}
+  local counts = call('HGETALL', P .. 'pending')
+  for i = 1, #counts, 2 do names[counts[i]] = true end
+  return names
+end)()) do
+  local of, handler = string.match(name, '^([^|]*)|(.*)$')
+  if of == queue then
+    for prio = 0, 2 do
+      local ready = P .. 'ready:' .. name .. '|' .. prio
+      for _, entry in ipairs(call('LRANGE', ready, 0, -1)) do
+        local rest = string.sub(entry, 2)
+        if string.sub(entry, 1, 1) == 'L' then drop_lane(handler, rest) else dropped[#dropped + 1] = rest end
+      end
+      call('DEL', ready)
+    end
+    call('HDEL', P .. 'pending', name)
+  end
+end
+
+forget(dropped)
+return #dropped

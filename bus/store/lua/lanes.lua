@@ -1,0 +1,110 @@
+-- Shared by every script that moves jobs; the loader puts it in front of each (see bus/store/redis.py).
+--
+-- All keys are KEYS[1], the namespace's tagged prefix, plus a name; so all are in one slot.
+--   meta                         hash    v: bindings' version, j: last job number
+--   bindings                     hash    handler -> encoded binding
+--   log:name, top:name           stream  of entries; hash e: epoch, s: top seq, k: its token, o: time of the oldest
+--                                entry or before, x: ttl ms
+--   logs                         set     names of the logs
+--   live:name                    channel
+--   seen:id                      string  position of a published event (or "job"), for the idempotency window
+--   jobs                         hash    job -> body: "e" and an event's bytes, or whatever enqueue was given
+--   notes, lost                  hash    job -> bytes of the last settle; job -> leases that ran out under it
+--   lane:queue|handler|key       list    jobs of one lane, the head first; the head stays while it is worked on
+--   ready:queue|handler|prio     list    what can be taken: "L"..key for a lane, "J"..job for a job without one
+--   wake:name                    list    at most one token; workers block on it
+--   due                          zset    ms -> "J|prio|queue|handler|job|key" or "L|prio|queue|handler|key" (a held lane)
+--   pending                      hash    queue|handler -> unfinished jobs
+--   workers                      zset    worker -> when its lease ends (ms)
+--   held:worker                  hash    job -> ticket|prio|queue|handler|key
+--   dead, letters                zset    job -> when it died (ms); hash job -> reason|prio|queue|handler|key
+
+local P = KEYS[1]
+local call = redis.call
+
+local function now_ms()
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function due_at(due, now)
+  local kind = string.sub(due, 1, 1)
+  if kind == '+' then return now + tonumber(string.sub(due, 2)) end
+  if kind == '=' then return tonumber(string.sub(due, 2)) end
+  return 0
+end
+
+-- Wake-ups are gathered and rung once per script: a take that serves many jobs needs one.
+local rung = {}
+local function ring(name) rung[name] = true end
+local function ring_all()
+  for name in pairs(rung) do
+    local key = P .. 'wake:' .. name
+    if call('EXISTS', key) == 0 then call('RPUSH', key, '1') end
+  end
+end
+
+local function make_ready(prio, queue, handler, entry, first)
+  call(first and 'LPUSH' or 'RPUSH', P .. 'ready:' .. queue .. '|' .. handler .. '|' .. prio, entry)
+  ring(queue .. '|' .. handler)
+end
+
+-- A job joins the tail of its lane; a lane that was empty becomes ready.
+local function join_lane(prio, queue, handler, key, job)
+  if key == '' then
+    make_ready(prio, queue, handler, 'J' .. job)
+  elseif call('RPUSH', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key, job) == 1 then
+    make_ready(prio, queue, handler, 'L' .. key)
+  end
+end
+
+local function add_job(prio, queue, handler, key, job, body, due, now)
+  call('HSET', P .. 'jobs', job, body)
+  call('HINCRBY', P .. 'pending', queue .. '|' .. handler, 1)
+  if due > now then
+    call('ZADD', P .. 'due', due, 'J|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. job .. '|' .. key)
+    ring('$due')
+  else
+    join_lane(prio, queue, handler, key, job)
+  end
+end
+
+-- The head leaves its lane for good; the next one is ready.
+local function leave_lane(prio, queue, handler, key)
+  if key == '' then return end
+  local lane = P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key
+  call('LPOP', lane)
+  if call('EXISTS', lane) == 1 then make_ready(prio, queue, handler, 'L' .. key) end
+end
+
+-- What was in flight is available again, before everything else of its route.
+local function put_back(prio, queue, handler, key, job)
+  make_ready(prio, queue, handler, key == '' and 'J' .. job or 'L' .. key, true)
+end
+
+local function unpack_held(record)
+  local ticket, prio, queue, handler, key = string.match(record, '^(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$')
+  return tonumber(ticket), prio, queue, handler, key
+end
+
+local function bury(job, reason, prio, queue, handler, key, now)
+  call('HSET', P .. 'letters', job, reason .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key)
+  call('ZADD', P .. 'dead', now, job)
+  call('HINCRBY', P .. 'pending', queue .. '|' .. handler, -1)
+  leave_lane(prio, queue, handler, key)
+end
+
+-- Lua's unpack overflows its stack at some thousands of values.
+local function in_chunks(values, act)
+  for first = 1, #values, 1000 do
+    act(unpack(values, first, math.min(first + 999, #values)))
+  end
+end
+
+local function forget(jobs)
+  in_chunks(jobs, function(...)
+    call('HDEL', P .. 'jobs', ...)
+    call('HDEL', P .. 'notes', ...)
+    call('HDEL', P .. 'lost', ...)
+  end)
+end

@@ -1,0 +1,54 @@
+#!lua flags=allow-oom
+-- End deliveries. Draining must go on when the server is full, hence allow-oom.
+--
+-- KEYS  1 prefix
+-- ARGV  1 worker, then for each settlement: job, ticket, verdict, delay ms, notes
+-- Answer for each settlement: 1, or 0 where the worker does not hold that job under that ticket
+
+local held = P .. 'held:' .. ARGV[1]
+local now = now_ms()
+local answer, done = {}, {}
+
+local function settle(job, verdict, delay, notes, prio, queue, handler, key)
+  call('HDEL', held, job)
+  if verdict == 'ack' then
+    done[#done + 1] = job
+    call('HINCRBY', P .. 'pending', queue .. '|' .. handler, -1)
+    leave_lane(prio, queue, handler, key)
+    return
+  end
+  if verdict == 'back' then
+    put_back(prio, queue, handler, key, job)
+    return
+  end
+  call('HSET', P .. 'notes', job, notes)
+  if verdict == 'dead' then
+    bury(job, 'dead', prio, queue, handler, key, now)
+    return
+  end
+  local member
+  if verdict == 'retry' and key ~= '' then
+    member = 'L|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
+  else
+    leave_lane(prio, queue, handler, key)
+    member = 'J|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. job .. '|' .. key
+  end
+  call('ZADD', P .. 'due', now + delay, member)
+  ring('$due')
+end
+
+for at = 2, #ARGV, 5 do
+  local job, ticket = ARGV[at], tonumber(ARGV[at + 1])
+  local record = call('HGET', held, job)
+  local current, prio, queue, handler, key
+  if record then current, prio, queue, handler, key = unpack_held(record) end
+  if current == ticket then
+    settle(job, ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], prio, queue, handler, key)
+    answer[#answer + 1] = 1
+  else
+    answer[#answer + 1] = 0
+  end
+end
+forget(done)
+ring_all()
+return answer

@@ -1,0 +1,275 @@
+"""Lanes, leases and dead letters in memory: what ``bus/store/lua`` does, step for step.
+
+Callers hold the store's lock around every method.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import NamedTuple
+
+from bus.store.base import PRIORITIES, Dead, Route, Settlement, Take, Taken
+
+__all__ = ["Queues"]
+
+
+class _Address(NamedTuple):
+    route: Route
+    key: str
+
+    @property
+    def lane(self) -> tuple[str, str, str]:
+        return self.route.queue, self.route.handler, self.key
+
+
+class _Ready(NamedTuple):
+    """An entry of a ready list: a lane's key, or a job that has no lane."""
+
+    key: str
+    job: str
+
+
+class _Held(NamedTuple):
+    ticket: int
+    address: _Address
+
+
+class _Letter(NamedTuple):
+    at_ms: int
+    reason: str
+    address: _Address
+
+
+class Queues:
+    """The queue side of one namespace. ``ring`` is called with the name of a wake-up whenever one is due."""
+
+    def __init__(self, ring: Callable[[str], None]) -> None:
+        self._ring = ring
+        self._numbers = count(1)
+        self._order = count()
+        self._jobs: dict[str, bytes] = {}
+        self._notes: dict[str, bytes] = {}
+        self._lost: defaultdict[str, int] = defaultdict(int)
+        self._lanes: dict[tuple[str, str, str], deque[str]] = {}
+        self._ready: defaultdict[Route, deque[_Ready]] = defaultdict(deque)
+        # (due, order, address, job): an empty job stands for a held lane
+        self._due: list[tuple[int, int, _Address, str]] = []
+        self._leases: dict[str, int] = {}
+        self._held: defaultdict[str, OrderedDict[str, _Held]] = defaultdict(OrderedDict)
+        self._letters: OrderedDict[str, _Letter] = OrderedDict()
+        self.pending: dict[tuple[str, str], int] = {}
+
+    # -- in ------------------------------------------------------------------------------------------------------------
+
+    def add(self, route: Route, key: str, body: bytes, due_ms: int, now_ms: int) -> None:
+        """Queue one job, now or when it is due."""
+        job, address = str(next(self._numbers)), _Address(route, key)
+        self._jobs[job] = body
+        name = (route.queue, route.handler)
+        self.pending[name] = self.pending.get(name, 0) + 1
+        if due_ms > now_ms:
+            self._delay(address, job, due_ms)
+        else:
+            self._join_lane(address, job)
+
+    def _delay(self, address: _Address, job: str, due_ms: int) -> None:
+        heapq.heappush(self._due, (due_ms, next(self._order), address, job))
+        self._ring("$due")
+
+    def _join_lane(self, address: _Address, job: str) -> None:
+        if not address.key:
+            self._make_ready(address.route, _Ready("", job))
+            return
+        lane = self._lanes.setdefault(address.lane, deque())
+        lane.append(job)
+        if len(lane) == 1:
+            self._make_ready(address.route, _Ready(address.key, ""))
+
+    def _make_ready(self, route: Route, entry: _Ready, *, first: bool = False) -> None:
+        ready = self._ready[route]
+        (ready.appendleft if first else ready.append)(entry)
+        self._ring(f"{route.queue}|{route.handler}")
+
+    def _leave_lane(self, address: _Address) -> None:
+        """The head leaves for good; the next one is ready."""
+        if not address.key:
+            return
+        lane = self._lanes[address.lane]
+        lane.popleft()
+        if lane:
+            self._make_ready(address.route, _Ready(address.key, ""))
+        else:
+            del self._lanes[address.lane]
+
+    def _put_back(self, address: _Address, job: str) -> None:
+        entry = _Ready(address.key, "") if address.key else _Ready("", job)
+        self._make_ready(address.route, entry, first=True)
+
+    # -- take and settle -----------------------------------------------------------------------------------------------
+
+    def take(self, worker: str, wish: Take, lease_ends_ms: int) -> list[Taken]:
+        """Priority by priority, and within one, a turn for each handler."""
+        taken: list[Taken] = []
+        for priority in range(PRIORITIES):
+            found = True
+            while found and len(taken) < wish.limit:
+                found = False
+                share = -(-(wish.limit - len(taken)) // len(wish.handlers))
+                for handler in wish.handlers:
+                    got = self._pop(worker, wish, Route(wish.queue, handler, priority), min(share, wish.limit - len(taken)))
+                    taken += got
+                    found = found or bool(got)
+        if len(taken) == wish.limit:
+            self._pass_on(wish)
+        if taken:
+            self._leases.setdefault(worker, lease_ends_ms)
+        return taken
+
+    def _pop(self, worker: str, wish: Take, route: Route, limit: int) -> list[Taken]:
+        ready, taken = self._ready.get(route), list[Taken]()
+        while ready and len(taken) < limit:
+            entry = ready.popleft()
+            job = self._lanes[route.queue, route.handler, entry.key][0] if entry.key else entry.job
+            self._held[worker][job] = _Held(wish.ticket, _Address(route, entry.key))
+            body, notes, lost = self._jobs[job], self._notes.get(job, b""), self._lost.get(job, 0)
+            taken.append(Taken(job, wish.ticket, route, entry.key, body, notes, lost))
+        return taken
+
+    def _pass_on(self, wish: Take) -> None:
+        """Whoever fills up with work left over passes the wake-up on."""
+        for handler in wish.handlers:
+            if any(self._ready.get(Route(wish.queue, handler, priority)) for priority in range(PRIORITIES)):
+                self._ring(f"{wish.queue}|{handler}")
+
+    def settle(self, worker: str, settlement: Settlement, now_ms: int) -> bool:
+        """End one delivery; ``False`` where the worker does not hold that job under that ticket."""
+        held = self._held[worker].get(settlement.job)
+        if held is None or held.ticket != settlement.ticket:
+            return False
+        del self._held[worker][settlement.job]
+        job, address = settlement.job, held.address
+        match settlement.verdict:
+            case "ack":
+                self._finish(address)
+                self._forget([job])
+                self._leave_lane(address)
+            case "back":
+                self._put_back(address, job)
+            case "dead":
+                self._notes[job] = settlement.notes
+                self._bury(job, "dead", address, now_ms)
+            case "retry" if address.key:
+                self._notes[job] = settlement.notes
+                self._delay(address, "", now_ms + settlement.delay_ms)
+            case _:
+                self._notes[job] = settlement.notes
+                self._leave_lane(address)
+                self._delay(address, job, now_ms + settlement.delay_ms)
+        return True
+
+    def _finish(self, address: _Address) -> None:
+        self.pending[address.route.queue, address.route.handler] -= 1
+
+    def _forget(self, jobs: Iterable[str]) -> None:
+        for job in jobs:
+            self._jobs.pop(job, None)
+            self._notes.pop(job, None)
+            self._lost.pop(job, None)
+
+    def _bury(self, job: str, reason: str, address: _Address, now_ms: int) -> None:
+        self._letters[job] = _Letter(now_ms, reason, address)
+        self._finish(address)
+        self._leave_lane(address)
+
+    # -- leases and time -----------------------------------------------------------------------------------------------
+
+    def beat(self, worker: str, lease_ends_ms: int | None, received: int, held: frozenset[str]) -> int:
+        """Renew a lease (``None`` ends it) and hand back what the worker does not hold. Returns how many."""
+        books = self._held[worker]
+        lost = [
+            job
+            for job, record in books.items()
+            if lease_ends_ms is None or (record.ticket <= received and job not in held)
+        ]
+        for job in lost:
+            self._put_back(books.pop(job).address, job)
+        if lease_ends_ms is None:
+            self._leases.pop(worker, None)
+            self._held.pop(worker, None)
+        else:
+            self._leases[worker] = lease_ends_ms
+        return len(lost)
+
+    def recover(self, now_ms: int, max_lost: int) -> int:
+        """Take back what the workers held whose lease ran out. Returns how many jobs."""
+        recovered = 0
+        for worker in [worker for worker, ends_ms in self._leases.items() if ends_ms <= now_ms]:
+            del self._leases[worker]
+            for job, record in self._held.pop(worker, OrderedDict[str, _Held]()).items():
+                recovered += 1
+                self._lost[job] += 1
+                if self._lost[job] >= max_lost:
+                    self._bury(job, "poison", record.address, now_ms)
+                else:
+                    self._put_back(record.address, job)
+        return recovered
+
+    def promote(self, now_ms: int) -> int | None:
+        """Move what is due to its lane. Returns in how many ms the next is due, ``None`` for never."""
+        while self._due and self._due[0][0] <= now_ms:
+            _, _, address, job = heapq.heappop(self._due)
+            if job:
+                self._join_lane(address, job)
+            else:
+                self._make_ready(address.route, _Ready(address.key, ""))
+        return self._due[0][0] - now_ms if self._due else None
+
+    def expire_letters(self, before_ms: int) -> None:
+        """Drop dead letters older than that."""
+        while self._letters and next(iter(self._letters.values())).at_ms <= before_ms:
+            self._forget([self._letters.popitem(last=False)[0]])
+
+    # -- looking and clearing ------------------------------------------------------------------------------------------
+
+    def dead(self, limit: int) -> list[Dead]:
+        """The newest dead letters, newest first."""
+        newest = list(self._letters.items())[::-1][:limit]
+        return [
+            Dead(
+                job,
+                letter.at_ms,
+                letter.reason,
+                letter.address.route,
+                letter.address.key,
+                self._jobs[job],
+                self._notes.get(job, b""),
+                self._lost.get(job, 0),
+            )
+            for job, letter in newest
+        ]
+
+    def dead_count(self) -> int:
+        """How many there are."""
+        return len(self._letters)
+
+    def flush(self, queue: str) -> int:
+        """Drop all unfinished jobs of a queue."""
+        dropped: list[str] = []
+        for lane in [lane for lane in self._lanes if lane[0] == queue]:
+            dropped += self._lanes.pop(lane)
+        for books in self._held.values():
+            for job in [job for job, record in books.items() if record.address.route.queue == queue]:
+                if not books.pop(job).address.key:
+                    dropped.append(job)
+        for route in [route for route in self._ready if route.queue == queue]:
+            dropped += [entry.job for entry in self._ready.pop(route) if entry.job]
+        dropped += [job for _, _, address, job in self._due if job and address.route.queue == queue]
+        self._due = [due for due in self._due if due[2].route.queue != queue]
+        heapq.heapify(self._due)
+        for name in [name for name in self.pending if name[0] == queue]:
+            del self.pending[name]
+        self._forget(dropped)
+        return len(dropped)

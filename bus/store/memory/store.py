@@ -1,0 +1,217 @@
+"""The store in memory, as threads use it: one lock around plain containers.
+
+Every append, take and settle is a few microseconds under the lock, so the event-loop door may call these directly.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from bus.clock import Clock
+from bus.position import Position
+from bus.store.base import (
+    Appended,
+    Batch,
+    Beat,
+    Bindings,
+    Dead,
+    Exchange,
+    Job,
+    LoopStore,
+    Page,
+    Post,
+    Settlement,
+    Stale,
+    Take,
+)
+from bus.store.memory.logs import Log, Seen
+from bus.store.memory.loop import Inbox, MemoryLoopStore
+from bus.store.memory.queues import Queues
+
+__all__ = ["MemoryStore"]
+
+RETENTION_MS = 7 * 24 * 3600 * 1000
+
+
+class MemoryStore:
+    """One namespace in this process. See :class:`bus.store.base.Store` for the promises; nothing here outlives it."""
+
+    mode = "memory"
+
+    def __init__(self, clock: Clock, *, lease_ms: int) -> None:
+        self._clock = clock
+        self._lease_ms = lease_ms
+        self._lock = threading.RLock()
+        self._rung = threading.Condition(self._lock)
+        self._tokens: set[str] = set()
+        self._logs: dict[str, Log] = {}
+        self._seen = Seen()
+        self._bindings: dict[str, bytes] = {}
+        self._version = 0
+        self._queues = Queues(self._ring)
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore with {len(self._logs)} logs>"
+
+    def open(self) -> None:
+        """Nothing to reach."""
+
+    def close(self) -> None:
+        """Nothing to close: what was published stays, as it would on a server."""
+
+    def on_loop(self) -> LoopStore:
+        return MemoryLoopStore(self)
+
+    # -- the log side --------------------------------------------------------------------------------------------------
+
+    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+        return [self._append_batch(batch) for batch in batches]
+
+    def _append_batch(self, batch: Batch) -> list[Appended] | Stale:
+        with self._lock:
+            now = self._clock.now_ms()
+            known = [self._seen.get(post.id, now) for post in batch.posts]
+            if None in known and batch.version != self._version:
+                return Stale(self._version, dict(self._bindings))
+            return [self._append(batch, post, now) for post in batch.posts]
+
+    def _append(self, batch: Batch, post: Post, now: int) -> Appended:
+        already = self._seen.get(post.id, now)  # asked for each post: one id may stand in a batch twice
+        if already is not None:
+            return already._replace(duplicate=True)
+        log = self._log(batch.log, batch.epoch)
+        entry = log.append(post, batch.limits, now)
+        appended = Appended(log.epoch, entry.seq, entry.token, duplicate=False)
+        self._seen.add(post.id, appended, now + batch.window_ms)
+        due = _due_ms(post.due, now)
+        for route, key in post.jobs:
+            self._queues.add(batch.routes[route], key, b"e" + post.body, due, now)
+        log.announce(entry)
+        return appended
+
+    def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
+        with self._lock:
+            return self._log(log, epoch).whisper(topics, body)
+
+    def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
+        with self._lock:
+            return self._log(log, epoch).read(after, limit, self._clock.now_ms())
+
+    def logs(self) -> list[str]:
+        with self._lock:
+            return sorted(name for name, log in self._logs.items() if log.written)
+
+    def _log(self, name: str, epoch: str) -> Log:
+        if name not in self._logs:
+            self._logs[name] = Log(epoch)
+        return self._logs[name]
+
+    def attach(self, log: str, epoch: str, listener: Inbox) -> Log:
+        """Have a loop's inbox told of every announcement from now on."""
+        with self._lock:
+            found = self._log(log, epoch)
+            found.listeners.add(listener)
+            return found
+
+    def detach(self, log: Log, listener: Inbox) -> None:
+        """Stop telling it. Safe twice."""
+        with self._lock:
+            log.listeners.discard(listener)
+
+    def bind(self, bindings: Bindings) -> int:
+        with self._lock:
+            if any(self._bindings.get(name) != binding for name, binding in bindings.items()):
+                self._bindings |= bindings
+                self._version += 1
+            return self._version
+
+    def bindings(self) -> Stale:
+        with self._lock:
+            return Stale(self._version, dict(self._bindings))
+
+    # -- the queue side ------------------------------------------------------------------------------------------------
+
+    def enqueue(self, job: Job, window_ms: int) -> bool:
+        with self._lock:
+            now = self._clock.now_ms()
+            if self._seen.get(job.id, now) is not None:
+                return False
+            self._seen.add(job.id, Appended("", 0, "", duplicate=True), now + window_ms)
+            self._queues.add(job.route, job.key, job.body, _due_ms(job.due, now), now)
+            return True
+
+    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
+        with self._lock:
+            now = self._clock.now_ms()
+            settled = [self._queues.settle(worker, settlement, now) for settlement in settlements]
+            taken = [
+                job for wish in takes if wish.limit > 0 for job in self._queues.take(worker, wish, now + self._lease_ms)
+            ]
+            self._rung.notify_all()
+            return Exchange(settled, taken)
+
+    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Beat:
+        with self._lock:
+            now = self._clock.now_ms()
+            handed_back = self._queues.beat(worker, now + lease_ms, received, frozenset(held))
+            recovered = self._queues.recover(now, max_lost)
+            next_due = self._queues.promote(now)
+            self._queues.expire_letters(now - RETENTION_MS)
+            return Beat(next_due, recovered, handed_back)
+
+    def leave(self, worker: str) -> int:
+        with self._lock:
+            return self._queues.beat(worker, None, 0, frozenset())
+
+    def _ring(self, name: str) -> None:
+        with self._lock:
+            self._tokens.add(name)
+            self._rung.notify_all()
+
+    def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            while True:
+                rung = next((name for name in names if name in self._tokens), None)
+                if rung is not None:
+                    self._tokens.discard(rung)
+                    return rung
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                self._rung.wait(left)
+
+    def poke(self, name: str) -> None:
+        self._ring(name)
+
+    def pending(self, queue: str) -> int:
+        with self._lock:
+            return sum(n for (of, _), n in self._queues.pending.items() if of == queue)
+
+    def queues(self) -> list[str]:
+        with self._lock:
+            return sorted({queue for queue, _ in self._queues.pending})
+
+    def flush(self, queue: str) -> int:
+        with self._lock:
+            dropped = self._queues.flush(queue)
+            self._rung.notify_all()
+            return dropped
+
+    def dead(self, limit: int = 100) -> list[Dead]:
+        with self._lock:
+            return self._queues.dead(limit)
+
+    def dead_count(self) -> int:
+        with self._lock:
+            return self._queues.dead_count()
+
+
+def _due_ms(due: str, now_ms: int) -> int:
+    """When a job is due: see :class:`bus.store.base.Post`."""
+    if due.startswith("+"):
+        return now_ms + int(due[1:])
+    return int(due[1:]) if due else 0

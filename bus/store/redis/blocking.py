@@ -1,0 +1,214 @@
+"""The store on Redis, as threads use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import redis
+from redis.exceptions import NoScriptError
+
+from bus.errors import UnsafeServer
+from bus.position import Position
+from bus.store.base import (
+    Appended,
+    Batch,
+    Beat,
+    Bindings,
+    Dead,
+    Exchange,
+    Job,
+    LoopStore,
+    Page,
+    Route,
+    Settlement,
+    Stale,
+    Take,
+)
+from bus.store.redis import scripts
+from bus.store.redis.link import ATTEMPT_S, Link, blocking_pool, translated
+from bus.store.redis.loop import RedisLoopStore
+from bus.store.redis.scripts import Call
+
+__all__ = ["RedisStore"]
+
+T = TypeVar("T")
+
+POOL = 32
+"""Connections for commands, a process; more threads than that wait their turn."""
+LONGEST_WAIT_S = 10.0
+"""The longest a blocking wait is left on the server; longer ones are made of these."""
+
+
+class RedisStore:
+    """One namespace on one Redis or Valkey server (7.0 or newer). See :class:`bus.store.base.Store` for the promises.
+
+    All keys carry one hash tag, so that one script may touch them all, on a cluster too.
+    """
+
+    mode = "redis"
+
+    def __init__(self, url: str, namespace: str, *, lease_ms: int) -> None:
+        self.link = Link(url)
+        self.prefix = f"callboard:{{{namespace}}}:"
+        self._lease_ms = lease_ms
+        # Clients are lazy: this opens no socket.
+        self._commands = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
+        # A blocking pop may rest on the server for LONGEST_WAIT_S; its socket must be more patient than that.
+        patient = blocking_pool(self.link, size=POOL, timeout_s=LONGEST_WAIT_S + ATTEMPT_S)
+        self._waits = redis.Redis(connection_pool=patient)
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self.prefix} at {self.link.where}>"
+
+    def open(self) -> None:
+        with translated(self.link, writing=False):
+            self._commands.ping()
+            try:
+                facts: dict[str, Any] = self._commands.info("server") | self._commands.info("memory")
+            except redis.exceptions.NoPermissionError:
+                return  # a least-privilege user may be denied INFO; then its operator answers for the settings
+        _check_fit(self.link, facts)
+
+    def close(self) -> None:
+        for client in (self._commands, self._waits):
+            client.connection_pool.disconnect()
+
+    def on_loop(self) -> LoopStore:
+        return RedisLoopStore(self.link, self.prefix)
+
+    # -- the log side --------------------------------------------------------------------------------------------------
+
+    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+        return self._run_all([scripts.append(batch) for batch in batches])
+
+    def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
+        return self._run(scripts.announce(log, epoch, topics, body))
+
+    def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
+        return self._run(scripts.read(log, epoch, after, limit), writing=False)
+
+    def logs(self) -> list[str]:
+        with translated(self.link, writing=False):
+            return sorted(name.decode() for name in self._commands.smembers(self.prefix + "logs"))
+
+    def bind(self, bindings: Bindings) -> int:
+        return self._run(scripts.bind(bindings))
+
+    def bindings(self) -> Stale:
+        with translated(self.link, writing=False):
+            # The version first: bindings that change in between are then newer than it says, and the next append is told.
+            version = self._commands.hget(self.prefix + "meta", "v")
+            return scripts.stale(version, self._commands.hgetall(self.prefix + "bindings"))
+
+    # -- the queue side ------------------------------------------------------------------------------------------------
+
+    def enqueue(self, job: Job, window_ms: int) -> bool:
+        return self._run(scripts.enqueue(job, window_ms))
+
+    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
+        settling: list[Call[Any]] = [scripts.settle(worker, settlements)] if settlements else []
+        taking: list[Call[Any]] = [scripts.take(worker, self._lease_ms, wish) for wish in takes if wish.limit > 0]
+        answers = self._run_all(settling + taking)
+        settled = answers.pop(0) if settling else []
+        return Exchange(settled, [taken for batch in answers for taken in batch])
+
+    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Beat:
+        return self._run(scripts.beat(worker, lease_ms, received, held, max_lost))
+
+    def leave(self, worker: str) -> int:
+        return self._run(scripts.beat(worker, 0, 0, (), max_lost=1 << 30)).handed_back
+
+    def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
+        keys = [f"{self.prefix}wake:{name}" for name in names]
+        # Redis takes 0 for "for ever".
+        patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))
+        with translated(self.link, writing=False):
+            found = self._waits.blpop(keys, timeout=patience)
+        return found[0].decode().removeprefix(f"{self.prefix}wake:") if found else None
+
+    def poke(self, name: str) -> None:
+        with translated(self.link, writing=True):
+            self._commands.rpush(f"{self.prefix}wake:{name}", b"1")
+
+    def pending(self, queue: str) -> int:
+        with translated(self.link, writing=False):
+            counts = self._commands.hgetall(self.prefix + "pending")
+        return sum(int(n) for name, n in counts.items() if name.decode().partition("|")[0] == queue)
+
+    def queues(self) -> list[str]:
+        with translated(self.link, writing=False):
+            names = self._commands.hkeys(self.prefix + "pending")
+        return sorted({name.decode().partition("|")[0] for name in names})
+
+    def flush(self, queue: str) -> int:
+        return self._run(scripts.flush(queue))
+
+    def dead(self, limit: int = 100) -> list[Dead]:
+        with translated(self.link, writing=False):
+            newest = self._commands.zrevrange(self.prefix + "dead", 0, limit - 1, withscores=True)
+            if not newest:
+                return []
+            jobs = [job for job, _ in newest]
+            pipe = self._commands.pipeline(transaction=False)
+            for name in ("letters", "jobs", "notes", "lost"):
+                pipe.hmget(self.prefix + name, jobs)
+            letters, bodies, notes, lost = pipe.execute()
+        return [
+            _dead(job, int(at_ms), *found)
+            for (job, at_ms), *found in zip(newest, letters, bodies, notes, lost, strict=True)
+            if found[0] is not None  # dropped between the two looks
+        ]
+
+    def dead_count(self) -> int:
+        with translated(self.link, writing=False):
+            return int(self._commands.zcard(self.prefix + "dead"))
+
+    # -- calling scripts -----------------------------------------------------------------------------------------------
+
+    def _run(self, call: Call[T], *, writing: bool = True) -> T:
+        """Run one script by its SHA; a server that does not know it (restarted, flushed) is sent the text, once."""
+        with translated(self.link, writing=writing):
+            try:
+                answer = self._commands.execute_command("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments)
+            except NoScriptError:
+                answer = self._commands.execute_command("EVAL", call.script.text, 1, self.prefix, *call.arguments)
+        return call.answer(answer)
+
+    def _run_all(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Run several in one round trip. Only what the server did not know is run again: the others have happened."""
+        if len(calls) == 1:
+            return [self._run(calls[0])]
+        with translated(self.link, writing=True):
+            pipe = self._commands.pipeline(transaction=False)
+            for call in calls:
+                pipe.execute_command("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments)
+            answers = pipe.execute(raise_on_error=False)
+        return [self._answer(call, answer) for call, answer in zip(calls, answers, strict=True)]
+
+    def _answer(self, call: Call[T], answer: Any) -> T:
+        if isinstance(answer, NoScriptError):
+            return self._run(call)
+        with translated(self.link, writing=True):
+            if isinstance(answer, Exception):
+                raise answer
+        return call.answer(answer)
+
+
+def _dead(job: bytes, at_ms: int, letter: bytes, body: bytes | None, notes: bytes | None, lost: bytes | None) -> Dead:
+    reason, priority, queue, handler, key = letter.decode().split("|", 4)
+    route = Route(queue, handler, int(priority))
+    return Dead(job.decode(), at_ms, reason, route, key, body or b"", notes or b"", int(lost or 0))
+
+
+def _check_fit(link: Link, facts: dict[str, Any]) -> None:
+    """Refuse a server that would lose what it accepted (1,833 of 3,000 events were evicted in a trial), or is too old."""
+    major = str(facts.get("redis_version", "7")).partition(".")[0]
+    if major.isdigit() and int(major) < 7:
+        raise UnsafeServer(f"{link.where} has version {facts['redis_version']}: Redis 7.0 or newer, or Valkey, is needed")
+    policy = str(facts.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        raise UnsafeServer(
+            f"{link.where} evicts data when memory is short (maxmemory-policy {policy}) and would lose accepted events: "
+            "set 'maxmemory-policy noeviction' on it"
+        )

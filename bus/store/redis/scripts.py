@@ -1,0 +1,174 @@
+"""The Lua scripts, and how their arguments and answers look: one body behind the blocking and the loop door.
+
+Each script is a file in ``bus/store/lua`` whose header names KEYS, ARGV and answer; ``lanes.lua`` is put in front of
+each. A :class:`Call` is one invocation, ready to be sent by either kind of client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from bus.position import Position
+from bus.store.base import (
+    Appended,
+    Batch,
+    Beat,
+    Bindings,
+    Entry,
+    Job,
+    Page,
+    Route,
+    Settlement,
+    Stale,
+    Take,
+    Taken,
+)
+
+__all__ = ["Call", "Script", "announce", "append", "beat", "bind", "enqueue", "flush", "read", "script", "settle", "take"]
+
+T = TypeVar("T")
+Argument = str | bytes | int
+
+RETENTION_MS = 7 * 24 * 3600 * 1000
+"""How long dead letters are kept."""
+
+
+class Script(NamedTuple):
+    """A script's text and its SHA-1, under which the server knows it (https://redis.io/docs/latest/commands/evalsha)."""
+
+    sha: str
+    text: str
+
+
+class Call(NamedTuple, Generic[T]):
+    """One script invocation: which, with what, and how to read its answer."""
+
+    script: Script
+    arguments: Sequence[Argument]
+    answer: Callable[[Any], T]
+
+
+@cache
+def script(name: str) -> Script:
+    """The named script, composed: its own first line (the flags), the shared part, the rest."""
+    room = files("bus.store") / "lua"
+    flags, _, body = (room / f"{name}.lua").read_text("utf-8").partition("\n")
+    text = f"{flags}\n{(room / 'lanes.lua').read_text('utf-8')}\n{body}"
+    return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
+
+
+# -- the log side ------------------------------------------------------------------------------------------------------
+
+
+def append(batch: Batch) -> Call[list[Appended] | Stale]:
+    """See :meth:`bus.store.base.Store.append`."""
+    arguments: list[Argument] = [
+        batch.log,
+        batch.version,
+        batch.epoch,
+        batch.limits.cap,
+        batch.limits.ttl_ms,
+        batch.window_ms,
+        len(batch.routes),
+    ]
+    for route in batch.routes:
+        arguments += route
+    for post in batch.posts:
+        arguments += (post.id, post.token, post.topics, post.body, post.due, len(post.jobs))
+        for route_index, key in post.jobs:
+            arguments += (route_index + 1, key)
+    return Call(script("append"), arguments, _appended)
+
+
+def _appended(answer: Sequence[Any]) -> list[Appended] | Stale:
+    if answer[0] == b"stale":
+        return stale(answer[1], answer[2])
+    return [_one_appended(answer[at].decode(), answer[at + 1]) for at in range(1, len(answer), 2)]
+
+
+def _one_appended(position: str, duplicate: int) -> Appended:
+    epoch, seq, token = position.split("-")
+    return Appended(epoch, int(seq), token, bool(duplicate))
+
+
+def stale(version: bytes | None, pairs: Sequence[bytes] | dict[bytes, bytes]) -> Stale:
+    """Bindings as the server answers them: a flat list from a script, a dict from a plain HGETALL."""
+    items = pairs.items() if isinstance(pairs, dict) else zip(pairs[::2], pairs[1::2], strict=True)
+    return Stale(int(version or 0), {name.decode(): binding for name, binding in items})
+
+
+def announce(log: str, epoch: str, topics: str, body: bytes) -> Call[Position]:
+    """See :meth:`bus.store.base.Store.announce`."""
+    return Call(script("announce"), (log, epoch, topics, body), lambda at: Position(at[0].decode(), int(at[1]), at[2].decode()))
+
+
+def read(log: str, epoch: str, after: int, limit: int) -> Call[Page]:
+    """See :meth:`bus.store.base.Store.read`."""
+    return Call(script("read"), (log, epoch, after, limit), _page)
+
+
+def _page(answer: Sequence[Any]) -> Page:
+    entries = [
+        Entry(answer[at], answer[at + 1].decode(), answer[at + 2].decode(), answer[at + 3].decode(), answer[at + 4])
+        for at in range(3, len(answer), 5)
+    ]
+    return Page(answer[0].decode(), int(answer[1]), answer[2].decode(), entries)
+
+
+def bind(bindings: Bindings) -> Call[int]:
+    """See :meth:`bus.store.base.Store.bind`."""
+    return Call(script("bind"), [part for pair in sorted(bindings.items()) for part in pair], int)
+
+
+# -- the queue side ----------------------------------------------------------------------------------------------------
+
+
+def enqueue(job: Job, window_ms: int) -> Call[bool]:
+    """See :meth:`bus.store.base.Store.enqueue`."""
+    return Call(script("enqueue"), (job.id, window_ms, *job.route, job.key, job.body, job.due), bool)
+
+
+def settle(worker: str, settlements: Iterable[Settlement]) -> Call[list[bool]]:
+    """The settling half of :meth:`bus.store.base.Store.exchange`."""
+    arguments: list[Argument] = [worker]
+    for settlement in settlements:
+        arguments += settlement
+    return Call(script("settle"), arguments, lambda answer: [bool(one) for one in answer])
+
+
+def take(worker: str, lease_ms: int, wish: Take) -> Call[list[Taken]]:
+    """The taking half of :meth:`bus.store.base.Store.exchange`."""
+
+    def taken(answer: Sequence[Any]) -> list[Taken]:
+        return [
+            Taken(
+                answer[at].decode(),
+                wish.ticket,
+                Route(wish.queue, answer[at + 2].decode(), int(answer[at + 1])),
+                answer[at + 3].decode(),
+                answer[at + 4],
+                answer[at + 5],
+                int(answer[at + 6]),
+            )
+            for at in range(0, len(answer), 7)
+        ]
+
+    return Call(script("take"), (worker, wish.ticket, wish.limit, lease_ms, wish.queue, *wish.handlers), taken)
+
+
+def beat(worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Call[Beat]:
+    """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
+
+    def found(answer: Sequence[int]) -> Beat:
+        return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2])
+
+    return Call(script("beat"), (worker, lease_ms, received, max_lost, RETENTION_MS, *held), found)
+
+
+def flush(queue: str) -> Call[int]:
+    """See :meth:`bus.store.base.Store.flush`."""
+    return Call(script("flush"), (queue,), int)

@@ -1,0 +1,1 @@
+"""The tests; a package, so that `tests/bus` does not hide `bus`."""
