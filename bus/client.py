@@ -218,8 +218,8 @@ class Bus:
             self._reached = False
             self._store.close()
 
-    def _usable(self) -> None:
-        """A bus that was never opened opens by itself; one that was closed does not."""
+    def usable(self) -> None:
+        """Make sure that it can be used: one that was never opened opens by itself, one that was closed raises."""
         if self._closed:
             raise BusClosed
         if not self._reached:
@@ -311,7 +311,7 @@ class Bus:
         publication = Publication(event, topics, key, id, delay, at, log)
         if ephemeral:
             letter = self._ephemeral(publication)
-            self._usable()
+            self.usable()
             position = self._store.announce(letter.log, ids.epoch(), " ".join(letter.envelope.topics), letter.body)
             return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
         return self.publish_many_sync([publication])[0]
@@ -340,7 +340,7 @@ class Bus:
                 answer = error
 
     def _send(self, letters: list[Letter]) -> list[Receipt]:
-        self._usable()
+        self.usable()
         plan, answer = self._publisher.plan(letters), None
         while True:
             try:
@@ -431,7 +431,7 @@ class Bus:
 
     def bind(self, bindings: Iterable[Binding]) -> None:
         """Write bindings to the store, so that publishers everywhere queue work for these handlers. Blocks; safe twice."""
-        self._usable()
+        self.usable()
         self._store.bind({binding.handler: binding.encode() for binding in bindings})
 
 

@@ -60,7 +60,7 @@ def wrap(
         "key": key,
         "data": data,
     }
-    given = (id, source, subject, correlationid, causationid, traceparent, key)
+    given = (id, subject, correlationid, causationid, traceparent, key)
     try:
         return _built(attributes, given) or Envelope.model_validate(attributes)
     except ValidationError as error:
@@ -70,12 +70,12 @@ def wrap(
 def _built(attributes: dict[str, Any], given: tuple[str | None, ...]) -> Envelope | None:
     """``Envelope(**attributes)`` at half the price, for attributes that :func:`wrap` made; None if in any doubt.
 
-    The ``given`` texts, the topics and the data are checked here as the model does it; the rest is right by making.
+    The source, the other ``given`` texts, the topics and the data are checked here as the model does it; the rest is right by making.
     """
     try:
-        texts = "".join([text for text in given if text is not None])
+        texts = "".join([attributes["source"], *[text for text in given if text is not None]])
         # One look at all of them: printable text has no control characters and no lone surrogates.
-        if "" in given or len(texts) > MAX_ATTRIBUTE or not texts.isprintable():
+        if not attributes["source"] or "" in given or len(texts) > MAX_ATTRIBUTE or not texts.isprintable():
             return None
         attributes["topics"] = topic_set(attributes["topics"], reserved=True)
         check_json(attributes["data"])
@@ -201,7 +201,9 @@ def _fault(fault: ErrorDetails) -> str:
         path = step(path, key)
     path = path.removeprefix(".")
     why = _why(fault)
-    return why if not path or why.startswith(path) else f"{path}: {why}"
+    if path == "data" and why.startswith(("data.", "data[", "data:")):  # check_json names the place itself
+        return why
+    return f"{path}: {why}" if path else why
 
 
 def _why(fault: ErrorDetails) -> str:

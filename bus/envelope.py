@@ -35,7 +35,7 @@ MAX_DEPTH: Final = 64
 MAX_ATTRIBUTE: Final = 1_024
 """How many characters an attribute may have."""
 
-_MAX_INT_BITS: Final = 3_322  # a thousand decimal digits; CPython refuses to print more than 4,300
+_INT_BOUND: Final = 10**1000  # CPython refuses to print more than 4,300 digits
 _MAX_VERSION_DIGITS: Final = 9
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA: Final = "urn:callboard:"
@@ -113,7 +113,7 @@ def _check_leaf(leaf: Any) -> None:
     if leaf is None or kind is bool:
         return
     if kind is int:
-        if leaf.bit_length() > _MAX_INT_BITS:
+        if not -_INT_BOUND < leaf < _INT_BOUND:
             raise _NotJson(leaf, "the number has over a thousand digits: send it as text")
     elif kind is float:
         if not math.isfinite(leaf):

@@ -1,0 +1,136 @@
+"""The app: the one room that builds things. It owns a broker, handlers and resources, and runs nothing by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import dramatiq
+
+from bus import Bus, BusError, Envelope, Event, codec, events
+from bus.bindings import Binding
+from workers.broker import LaneBroker, make_broker
+from workers.context import Context
+from workers.errors import InvalidHandler
+from workers.middleware import CURRENT, NotForUs, Unreadable, stack
+from workers.registry import Handler, Priority, make_handler
+from workers.runtime import Lifespan, Runtime
+
+__all__ = ["App"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+L = TypeVar("L", bound=Lifespan)
+
+
+class App:
+    """Handlers for the events of a bus, and the Dramatiq broker that brings them their work.
+
+    Without a ``bus`` it makes one from the environment (``BUS_URL``, ``REDIS_URL``, else memory). ``broker`` is a
+    ``dramatiq.Broker`` for plain actors as well; with a bus in memory it is a ``StubBroker``.
+    """
+
+    def __init__(self, bus: Bus | None = None) -> None:
+        self.bus = bus if bus is not None else Bus()
+        self.handlers: dict[str, Handler] = {}
+        self._lifespans: list[Lifespan] = []
+        self._runtime = Runtime(self.bus, self._lifespans)
+        self.broker: LaneBroker = make_broker(self.bus, stack(self._runtime, self._bindings))
+
+    def __repr__(self) -> str:
+        return f"<App on {self.bus!r} with {len(self.handlers)} handlers>"
+
+    def on(
+        self,
+        *types: type[Event] | str,
+        topics: str | Sequence[str] = "**",
+        key: str | None = None,
+        queue: str = "default",
+        priority: Priority = "normal",
+        name: str | None = None,
+        **options: Any,
+    ) -> Callable[[F], F]:
+        """Declare a handler of these event types: ``@app.on(PostCreated, topics="agent:**", key="agent_id")``.
+
+        It is called as ``handler(event, ctx)`` (or just ``handler(event)``), on a thread, or on the event loop if it is
+        ``async``. ``topics`` are patterns; ``key`` names the field whose value is the lane: events with the same value
+        are handled one at a time, first in first out. ``name`` defaults to ``module.function`` and must stay the same
+        across deploys. Other options are Dramatiq's (``max_retries``, ``min_backoff``, ``time_limit``, ``throws`` ...).
+
+        The function is returned as it is, so tests may call it. Raises :class:`~workers.errors.InvalidHandler`.
+        """
+        if not types:
+            raise InvalidHandler("name the events a handler wants, as in @app.on(PostCreated)")
+
+        def declare(function: F) -> F:
+            handler = make_handler(
+                function, types, name=name, topics=topics, key=key, queue=queue, priority=priority, options=options
+            )
+            self._add(handler)
+            return function
+
+        return declare
+
+    def lifespan(self, function: L) -> L:
+        """Declare resources: an async generator function with one ``yield``, opened before the first event in order of
+        declaration, closed after the last in reverse. One that raises on the way in fails the boot.
+        """
+        self._lifespans.append(function)
+        return function
+
+    def bind(self) -> None:
+        """Write the handlers' bindings without starting a worker, as a step of a deploy. Blocks; safe twice.
+
+        Publishers queue work for these handlers from then on. A worker does it by itself when it boots.
+        """
+        self.bus.bind(self._bindings())
+
+    def _bindings(self) -> list[Binding]:
+        return [handler.binding for handler in self.handlers.values()]
+
+    def _add(self, handler: Handler) -> None:
+        try:
+            dramatiq.actor(
+                self._runner(handler),
+                actor_name=handler.name,
+                queue_name=handler.binding.queue,
+                priority=handler.binding.priority - 1,
+                broker=self.broker,
+                **handler.options,
+            )
+        except ValueError as error:
+            raise InvalidHandler(f"handler {handler.name}: {error}") from None
+        self.handlers[handler.name] = handler
+
+    def _runner(self, handler: Handler) -> Callable[[str], Any]:
+        """What Dramatiq calls: reads the event and calls the handler. Its argument is the envelope's text."""
+
+        def run(text: str) -> Any:
+            job = CURRENT.get()
+            envelope = job.envelope if job is not None and job.envelope is not None else codec.decode(text.encode())
+            event = _read(envelope)
+            attempt = job.attempt if job is not None else 1
+            ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping)
+            arguments = (event, ctx) if handler.wants_context else (event,)
+            if not handler.is_async:
+                return handler.function(*arguments)
+
+            async def call() -> Any:
+                try:
+                    return await handler.function(*arguments)
+                finally:
+                    await ctx.settled()
+
+            return self._runtime.loop.run(call())
+
+        run.__module__, run.__name__ = handler.function.__module__, handler.function.__name__
+        return run
+
+
+def _read(envelope: Envelope) -> Event | dict[str, Any]:
+    known = events.versions(envelope.type)
+    if known and envelope.version is not None and envelope.version > known[-1]:
+        raise NotForUs(f"{envelope.type} version {envelope.version}; this process knows up to {known[-1]}")
+    try:
+        return codec.read(envelope)
+    except BusError as error:
+        raise Unreadable(str(error)) from None

@@ -1,0 +1,203 @@
+"""The Dramatiq broker whose queues are lanes in the bus's store.
+
+One class serves both modes; in memory it is a ``StubBroker`` as well, so that Dramatiq's testing idioms work unchanged.
+There are no delay queues: delayed work stays in the store until it is due.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dramatiq import Broker, Consumer, Message, Middleware
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.common import current_millis
+from dramatiq.errors import ConnectionClosed, QueueJoinTimeout, QueueNotFound
+
+from bus import Bus, BusUnavailable
+from bus.store.base import Store
+from workers.broker.consumer import LaneConsumer
+from workers.broker.lease import Lease
+from workers.broker.message import LaneMessage, job_of
+from workers.errors import InvalidHandler
+
+__all__ = ["LaneBroker", "MemoryBroker", "make_broker"]
+
+JOIN_POLL_S = 0.002
+JOIN_POLL_MOST_S = 0.05
+
+
+class QueueView:
+    """What ``broker.queues[name]`` is: a look at the store, with the part of ``queue.Queue`` that tests use."""
+
+    def __init__(self, broker: LaneBroker, name: str) -> None:
+        self._broker = broker
+        self._name = name
+
+    def qsize(self) -> int:
+        """Jobs that are not finished, those in flight included. Takes a round trip."""
+        return self._broker.store.pending(self._name)
+
+    unfinished_tasks = property(qsize)
+
+    def empty(self) -> bool:
+        """Whether there are none."""
+        return self.qsize() == 0
+
+    def join(self) -> None:
+        """Wait until there are none."""
+        self._broker.join(self._name, fail_fast=False)
+
+
+class LaneBroker(Broker):
+    """Made by :class:`workers.App`. Everything that reaches the store raises ``ConnectionClosed`` when it is away."""
+
+    def __init__(self, bus: Bus, middleware: list[Middleware], *, fail_fast_default: bool = True) -> None:
+        self.bus = bus
+        self.fail_fast_default = fail_fast_default
+        self.dead_letters_by_queue: defaultdict[str, list[LaneMessage]] = defaultdict(list)
+        self.consumed: set[str] = set()
+        """The queues that this process consumes."""
+        self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self._wakes)
+        super().__init__(middleware)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.bus!r} with {len(self.actors)} actors on {len(self.queues)} queues>"
+
+    @property
+    def store(self) -> Store:
+        """The bus's store, reached."""
+        return self.bus.store
+
+    @property
+    def dead_letters(self) -> list[LaneMessage]:
+        """The messages that went to the dead letters in this process, for tests; the store has all of them."""
+        return [message for messages in self.dead_letters_by_queue.values() for message in messages]
+
+    def buried(self, message: LaneMessage) -> None:
+        """Keep it in sight of tests. Only in memory mode: a worker process must not gather exceptions for ever."""
+
+    # -- declaring -----------------------------------------------------------------------------------------------------
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue. Safe twice."""
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues[queue_name] = QueueView(self, queue_name)
+            self.emit_after("declare_queue", queue_name)
+
+    def declare_actor(self, actor: Any) -> None:
+        if "|" in actor.actor_name or not actor.actor_name.isprintable() or " " in actor.actor_name:
+            raise InvalidHandler(f"an actor's name has no '|', space or control character: rename {actor.actor_name!r}")
+        super().declare_actor(actor)
+
+    def handlers_of(self, queue: str) -> tuple[str, ...]:
+        """The actors that this process declares on a queue: it takes work for no others."""
+        return tuple(name for name, actor in list(self.actors.items()) if actor.queue_name == queue)
+
+    def _wakes(self) -> Sequence[str]:
+        return [f"{queue}|{handler}" for queue in list(self.consumed) for handler in self.handlers_of(queue)]
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Queue a message, ``delay`` milliseconds from now. Delayed ones wait in the store, at any distance.
+
+        Raises ``QueueNotFound`` for a queue that no actor of this process declares, and ``ConnectionClosed``.
+        """
+        if message.queue_name not in self.queues:
+            raise QueueNotFound(message.queue_name)
+        due = f"+{int(delay)}" if delay else ""
+        if delay is not None:
+            message = message.copy(options={"eta": current_millis() + delay})
+        self.emit_before("enqueue", message, delay)
+        stored = message.copy()
+        stored.options.pop("eta", None)
+        job = job_of(stored, str(uuid.uuid4()), self._priority(message.actor_name), due)
+        self._reach(lambda: self.store.enqueue(job, int(self.bus.limits.window_s * 1000)))
+        self.emit_after("enqueue", message, delay)
+        return message
+
+    def _priority(self, actor_name: str) -> int:
+        """Dramatiq's priorities are any number, lower first, 0 by default; ours are three."""
+        actor = self.actors.get(actor_name)
+        priority = actor.priority if actor is not None else 0
+        return 1 if priority == 0 else 0 if priority < 0 else 2
+
+    def _reach(self, act: Callable[[], Any]) -> Any:
+        """Do something in the store, again within the deadline where the connection broke: ids make that safe."""
+        deadline = time.monotonic() + self.bus.limits.deadline_s
+        self.bus.usable()
+        while True:
+            try:
+                return act()
+            except BusUnavailable as error:
+                if time.monotonic() + 0.1 > deadline:
+                    raise ConnectionClosed(str(error)) from error
+                time.sleep(0.1)
+
+    # -- consuming -----------------------------------------------------------------------------------------------------
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> Consumer:
+        """A consumer of one queue. The first one starts the process's lease, which :meth:`close` ends."""
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        self.bus.usable()
+        self.consumed.add(queue_name)
+        self.lease.start()
+        self.lease.refresh()
+        return LaneConsumer(self, self.lease, queue_name, prefetch, timeout)
+
+    def close(self) -> None:
+        """End the lease; what was in flight is handed back. Safe twice."""
+        self.lease.close()
+        self.consumed.clear()
+
+    # -- for tests -----------------------------------------------------------------------------------------------------
+
+    def flush(self, queue_name: str) -> None:
+        """Drop a queue's unfinished jobs."""
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        self._reach(lambda: self.store.flush(queue_name))
+
+    def flush_all(self) -> None:
+        """Drop the unfinished jobs of all declared queues."""
+        for queue_name in list(self.queues):
+            self.flush(queue_name)
+        for messages in self.dead_letters_by_queue.values():
+            messages.clear()
+
+    def join(self, queue_name: str, *, timeout: int | None = None, fail_fast: bool | None = None) -> None:
+        """Wait until a queue has no unfinished jobs, delayed ones included; ``timeout`` is in milliseconds.
+
+        With ``fail_fast`` the first message that went to the dead letters raises its exception here (in memory mode).
+        Raises ``QueueNotFound`` and ``QueueJoinTimeout``.
+        """
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        deadline = None if timeout is None else time.monotonic() + timeout / 1000
+        pause_s = JOIN_POLL_S
+        while self._reach(lambda: self.store.pending(queue_name)):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise QueueJoinTimeout(f"timed out after {timeout} ms with unfinished jobs on queue {queue_name!r}")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, JOIN_POLL_MOST_S)
+        if self.fail_fast_default if fail_fast is None else fail_fast:
+            for message in self.dead_letters_by_queue[queue_name]:
+                raise message._exception or RuntimeError("a message went to the dead letters") from None  # noqa: SLF001
+
+
+class MemoryBroker(LaneBroker, StubBroker):
+    """The broker of a bus in memory: a ``StubBroker`` for Dramatiq's testing idioms, with lanes behind it."""
+
+    def buried(self, message: LaneMessage) -> None:
+        self.dead_letters_by_queue[message.queue_name].append(message)
+
+
+def make_broker(bus: Bus, middleware: list[Middleware]) -> LaneBroker:
+    """The broker that fits a bus's mode."""
+    return MemoryBroker(bus, middleware) if bus.mode == "memory" else LaneBroker(bus, middleware)

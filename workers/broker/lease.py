@@ -1,0 +1,218 @@
+"""A worker process's lease: its right to the jobs that it took.
+
+The lease belongs to the process, not to a consumer (Dramatiq closes and reopens those). Two threads keep it:
+
+* the *keeper* beats: it renews the lease, names the jobs still held (what the store has in our name but is not in our
+  hands was lost in a reply, and goes back at once), and moves due work on time;
+* the *bell* rests on the store's wake-ups and rings for the queues that have room. Nobody polls.
+
+::
+
+    consumer threads ──take/settle──> store <──beat── keeper
+           ^                                  ──wait──> bell ──┐
+           └───────────────── rings ───────────────────────────┘
+
+A take has a ticket. A job is held from the moment its take is answered until its settling is; a take that failed has
+an unknown outcome, and once its ticket is no longer open the next beat hands back whatever it had got.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from bus import BusError, ids
+from bus.store.base import Exchange, Settlement, Store, Take, Taken
+
+__all__ = ["Lease"]
+
+BEAT_S = 1.0
+"""The longest time between two beats; a lease outlives several."""
+REST_S = 10.0
+"""How long the bell rests on the server at a time."""
+RETRY_S = 0.5
+END_S = 2.0
+MAX_LOST = 5
+"""Leases that may run out under a job before it counts as poison."""
+
+log = logging.getLogger("callboard.workers")
+
+
+class Lease:
+    """Make one for each process that works. ``start`` and ``close`` bear being called twice."""
+
+    def __init__(self, store: Callable[[], Store], lease_ms: int, wakes: Callable[[], Sequence[str]]) -> None:
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
+        self.changed = threading.Condition()
+        """Notified when something rang, was settled or is ending; guards what the consumers share."""
+        self.quiet = False
+        """Set to stop taking."""
+        self._store = store
+        self._lease_ms = lease_ms
+        self._wakes = wakes
+        self._rung: set[str] = set()
+        self._settlements: list[Settlement] = []
+        self._held: dict[str, int] = {}
+        self._tickets = 0
+        self._open_tickets: set[int] = set()
+        self._threads: list[threading.Thread] = []
+        self._due = threading.Event()
+        self._ending = threading.Event()
+        self._awake_for: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.worker} holding {len(self._held)}>"
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the keeper and the bell."""
+        if self._threads:
+            return
+        self._ending.clear()
+        self.quiet = False
+        for name, run in (("keeper", self._keep), ("bell", self._listen)):
+            thread = threading.Thread(target=run, name=f"callboard {name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        """Settle what is waiting, hand the rest back and end the threads, each within a deadline. Safe twice."""
+        if not self._threads:
+            return
+        self.quiet = True
+        self._ending.set()
+        self._due.set()
+        try:
+            self.exchange([])
+            self._store().leave(self.worker)
+            self._store().poke(f"@{self.worker}")
+        except BusError as error:
+            log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
+        with self.changed:
+            self._held.clear()
+            self.changed.notify_all()
+        for thread in self._threads:
+            thread.join(END_S)
+        self._threads.clear()
+
+    # -- taking and settling -------------------------------------------------------------------------------------------
+
+    def settle(self, settlement: Settlement) -> None:
+        """Put a settlement on the pile; it travels with the next take, or within milliseconds. Never blocks."""
+        with self.changed:
+            self._settlements.append(settlement)
+            self.changed.notify_all()
+
+    @property
+    def unsettled(self) -> int:
+        """How many settlements wait. Under ``changed``."""
+        return len(self._settlements)
+
+    def exchange(self, wishes: Sequence[tuple[str, tuple[str, ...], int]]) -> list[Taken]:
+        """Settle all that waits, and take (queue, handlers, limit). Blocks for a round trip.
+
+        Raises :class:`~bus.errors.BusUnavailable`; the settlements are then still waiting.
+        """
+        with self.changed:
+            settlements, self._settlements = self._settlements, []
+            takes = [Take(self._ticket(), *wish) for wish in wishes if not self.quiet]
+        try:
+            answer = self._store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
+        except BusError:
+            with self.changed:
+                self._settlements = settlements + self._settlements
+            raise
+        else:
+            self._note(settlements, answer)
+            return answer.taken
+        finally:
+            with self.changed:
+                self._open_tickets.difference_update(take.ticket for take in takes)
+
+    def _ticket(self) -> int:
+        self._tickets += 1
+        self._open_tickets.add(self._tickets)
+        return self._tickets
+
+    def _note(self, settlements: Sequence[Settlement], answer: Exchange) -> None:
+        with self.changed:
+            for settlement in settlements:
+                if self._held.get(settlement.job) == settlement.ticket:
+                    del self._held[settlement.job]
+            self._held.update((taken.job, taken.ticket) for taken in answer.taken)
+        for settlement, settled in zip(settlements, answer.settled, strict=True):
+            if not settled:
+                log.warning(
+                    "job %s was no longer ours to settle (%s): our lease had run out, so it runs again elsewhere",
+                    settlement.job,
+                    settlement.verdict,
+                )
+
+    # -- wake-ups ------------------------------------------------------------------------------------------------------
+
+    def has_rung(self, queue: str) -> bool:
+        """Whether work has come to a queue since it was last asked. Under ``changed``."""
+        if queue in self._rung:
+            self._rung.discard(queue)
+            return True
+        return False
+
+    def awaits(self, queue: str) -> bool:
+        """Whether the bell rests on this queue right now."""
+        return any(name.partition("|")[0] == queue for name in self._awake_for)
+
+    def refresh(self) -> None:
+        """Have the bell look again at which queues it rings for."""
+        try:
+            self._store().poke(f"@{self.worker}")
+        except BusError:
+            log.debug("the bell was not refreshed; it looks again by itself")
+
+    # -- the two threads -----------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        away = False
+        while not self._ending.is_set():
+            with self.changed:
+                received = min(self._open_tickets, default=self._tickets + 1) - 1
+                held = list(self._held)
+            try:
+                beat = self._store().beat(self.worker, self._lease_ms, received, held, MAX_LOST)
+            except BusError as error:
+                if not away:
+                    log.warning("the lease could not be renewed, trying on: %s", error)
+                away, rest_s = True, RETRY_S
+            else:
+                if away:
+                    log.info("the lease is renewed again")
+                away = False
+                if beat.recovered:
+                    log.warning("%d jobs of workers whose leases ran out are available again", beat.recovered)
+                rest_s = BEAT_S if beat.next_due_ms is None else min(BEAT_S, beat.next_due_ms / 1000)
+            self._due.wait(rest_s)
+            self._due.clear()
+
+    def _listen(self) -> None:
+        while not self._ending.is_set():
+            self._awake_for = frozenset(self._wakes())
+            try:
+                rang = self._store().wait(["$due", f"@{self.worker}", *sorted(self._awake_for)], REST_S)
+            except BusError:
+                self._ending.wait(RETRY_S)
+                self._ring_all()  # what was rung meanwhile rang for others, or for nobody
+                continue
+            if rang == "$due":
+                self._due.set()
+            elif rang is not None and not rang.startswith("@"):
+                with self.changed:
+                    self._rung.add(rang.partition("|")[0])
+                    self.changed.notify_all()
+
+    def _ring_all(self) -> None:
+        with self.changed:
+            self._rung.update(name.partition("|")[0] for name in self._awake_for)
+            self.changed.notify_all()

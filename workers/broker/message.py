@@ -1,0 +1,128 @@
+"""A job as Dramatiq sees it: a message, with what its settling needs."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from typing import Any
+
+from dramatiq import Message, MessageProxy
+from dramatiq.errors import DecodeError
+
+from bus import BusError, Envelope, codec
+from bus.store.base import Job, Route, Settlement, Taken
+
+__all__ = ["EVENT", "MESSAGE", "LaneMessage", "body_of", "open_job", "undecodable"]
+
+EVENT = b"e"
+MESSAGE = b"m"
+"""The first byte of a job's body: an event's envelope, or a Dramatiq message."""
+
+KEPT_ATTEMPTS = 20
+KEPT_TEXT = 8_000
+
+
+class LaneMessage(MessageProxy):
+    """A message that was taken from a lane. Whoever processed it leaves its verdict here; settling writes it.
+
+    ``retry_in_ms`` asks for a retry; ``fail()`` for the dead letters; otherwise it is done. Its text never shows
+    arguments: Dramatiq logs messages whole when they fail, secrets included.
+    """
+
+    def __init__(self, message: Message[Any], taken: Taken, envelope: Envelope | None, attempts: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.taken = taken
+        self.envelope = envelope
+        self.attempts = attempts
+        self.retry_in_ms: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self._message.actor_name}({self._message.message_id})"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return len(self.attempts) + 1 if self.retry_in_ms is None else len(self.attempts)
+
+    def clear_exception(self) -> None:
+        """Keep the exception of a message that failed for good: ``broker.join(fail_fast=True)`` raises it in tests."""
+        if not self.failed:
+            super().clear_exception()
+
+    def record(self, error: BaseException) -> None:
+        """Note a failed attempt: when, what, and where (without the values of local variables)."""
+        trace = "".join(traceback.format_exception(error, limit=30))
+        self.attempts.append({
+            "at_ms": int(time.time() * 1000),
+            "error": type(error).__name__,
+            "message": str(error)[:1000],
+            "traceback": trace[-KEPT_TEXT:],
+        })
+
+    def settlement(self) -> Settlement:
+        """What the store is to be told."""
+        if self.failed:
+            if self._exception is not None and not self.attempts:
+                self.record(self._exception)
+            return Settlement(self.taken.job, self.taken.ticket, "dead", notes=self._notes())
+        if self.retry_in_ms is not None:
+            return Settlement(self.taken.job, self.taken.ticket, "retry", self.retry_in_ms, self._notes())
+        return Settlement(self.taken.job, self.taken.ticket, "ack")
+
+    def handed_back(self) -> Settlement:
+        """What the store is to be told of a job that was not begun."""
+        return Settlement(self.taken.job, self.taken.ticket, "back")
+
+    def _notes(self) -> bytes:
+        # Options grow while a message is processed (retries, traceback); the attempts tell the rest.
+        options = {name: value for name, value in self._message.options.items() if name != "traceback"}
+        return json.dumps({"options": options, "attempts": self.attempts[-KEPT_ATTEMPTS:]}, default=str).encode()
+
+
+def body_of(message: Message[Any]) -> bytes:
+    """A plain message as a job's body."""
+    return MESSAGE + message.encode()
+
+
+def open_job(taken: Taken) -> LaneMessage:
+    """Read a job. Raises ``ValueError`` for bytes that are none; the text names no content."""
+    notes = json.loads(taken.notes) if taken.notes else {}
+    options, attempts = notes.get("options", {}), notes.get("attempts", [])
+    kind, body = taken.body[:1], taken.body[1:]
+    if kind == EVENT:
+        try:
+            envelope = codec.decode(body)
+        except BusError as error:
+            raise ValueError(str(error)) from None
+        message = Message[Any](
+            queue_name=taken.route.queue,
+            actor_name=taken.route.handler,
+            args=(body.decode(),),
+            kwargs={},
+            options=options,
+            message_id=envelope.id,
+            message_timestamp=envelope.time_ms,
+        )
+        return LaneMessage(message, taken, envelope, attempts)
+    if kind == MESSAGE:
+        try:
+            message = Message.decode(body)
+        except DecodeError:
+            raise ValueError("these bytes are not a Dramatiq message") from None
+        return LaneMessage(message.copy(options=options), taken, None, attempts)
+    raise ValueError("the job's first byte names no known kind of work")
+
+
+def undecodable(taken: Taken, why: str) -> Settlement:
+    """The settlement of a job that cannot be read: to the dead letters, out of its neighbours' way."""
+    attempt = {"at_ms": int(time.time() * 1000), "error": "Undecodable", "message": why, "traceback": ""}
+    return Settlement(taken.job, taken.ticket, "dead", notes=json.dumps({"attempts": [attempt]}).encode())
+
+
+def job_of(message: Message[Any], id: str, priority: int, due: str) -> Job:
+    """A plain message as a job."""
+    return Job(id, Route(message.queue_name, message.actor_name, priority), "", body_of(message), due)

@@ -1,0 +1,115 @@
+"""What a handler is given beside its event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from bus import Bus, BusError, Envelope, Event, Receipt
+
+__all__ = ["Context", "Progress"]
+
+log = logging.getLogger("callboard.workers")
+
+
+class Progress(Event, type="$handler.progress", version=1):
+    """What :meth:`Context.progress` tells the live listeners: which handler, on which event, what it said."""
+
+    handler: str
+    event_id: str
+    attempt: int
+    data: Any
+
+
+class Context:
+    """One attempt at one event. ``attempt`` counts from 1; ``bus`` is the app's bus, open.
+
+    Whatever is published while the handler runs, through this object or through the bus, carries what caused it
+    (``causationid``: this event; ``correlationid``: the first of the chain).
+    """
+
+    __slots__ = ("_latest", "_stopping", "attempt", "bus", "envelope", "handler")
+
+    def __init__(self, bus: Bus, envelope: Envelope, handler: str, attempt: int, stopping: Callable[[], bool]) -> None:
+        self.bus = bus
+        self.envelope = envelope
+        self.handler = handler
+        self.attempt = attempt
+        self._stopping = stopping
+        self._latest: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Context of {self.handler} on event {self.envelope.id}, attempt {self.attempt}>"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the worker is stopping: a long handler may look, and end early by raising ``dramatiq.errors.Retry``."""
+        return self._stopping()
+
+    async def publish(
+        self,
+        event: Event | Mapping[str, Any],
+        *,
+        topics: Iterable[str] = ("global",),
+        key: str | None = None,
+        id: str | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        log: str | None = None,
+        ephemeral: bool = False,
+    ) -> Receipt:
+        """As :meth:`bus.Bus.publish`."""
+        return await self.bus.publish(
+            event, topics=topics, key=key, id=id, delay=delay, at=at, log=log, ephemeral=ephemeral
+        )
+
+    def publish_sync(
+        self,
+        event: Event | Mapping[str, Any],
+        *,
+        topics: Iterable[str] = ("global",),
+        key: str | None = None,
+        id: str | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        log: str | None = None,
+        ephemeral: bool = False,
+    ) -> Receipt:
+        """As :meth:`bus.Bus.publish_sync`."""
+        return self.bus.publish_sync(
+            event, topics=topics, key=key, id=id, delay=delay, at=at, log=log, ephemeral=ephemeral
+        )
+
+    def progress(self, data: Any) -> None:
+        """Tell the live listeners of this event's topics how it is going. Live only: no number, no record, no work.
+
+        ``data`` is anything JSON. In an async handler it does not wait (what is told arrives in order, before the
+        handler counts as done); in a sync one it takes a round trip. A server that is away is logged, not raised.
+        """
+        event = Progress(handler=self.handler, event_id=self.envelope.id, attempt=self.attempt, data=data)
+        topics = self.envelope.topics
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            try:
+                self.bus.publish_sync(event, topics=topics, ephemeral=True)
+            except BusError as error:
+                log.warning("progress of %s was not told: %s", self.handler, error)
+            return
+        self._latest = asyncio.create_task(self._tell(event, topics, self._latest))
+
+    async def _tell(self, event: Progress, topics: tuple[str, ...], earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            await earlier
+        try:
+            await self.bus.publish(event, topics=topics, ephemeral=True)
+        except BusError as error:
+            log.warning("progress of %s was not told: %s", self.handler, error)
+
+    async def settled(self) -> None:
+        """Wait until all progress has been told."""
+        if self._latest is not None:
+            await self._latest

@@ -1,0 +1,31 @@
+"""Everything that can go wrong on the workers' side, under one root."""
+
+from __future__ import annotations
+
+__all__ = ["AppNotFound", "BootFailed", "InvalidHandler", "MemoryWorker", "WorkersError"]
+
+
+class WorkersError(Exception):
+    """The root of all errors of the ``workers`` package."""
+
+
+class InvalidHandler(WorkersError):
+    """A handler was declared in a way that cannot work."""
+
+
+class AppNotFound(WorkersError):
+    """``module:app`` names no module that imports, or no :class:`workers.App` in it."""
+
+
+class BootFailed(WorkersError):
+    """A worker could not start; whatever had started was closed again."""
+
+
+class MemoryWorker(BootFailed):
+    """A worker process on ``memory://``, which nothing outside of it could ever reach."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this app's bus is in memory, and nothing outside of a worker process could reach it: "
+            "set BUS_URL=redis://... for workers, or run everything in one process with 'callboard dev'"
+        )

@@ -1,0 +1,43 @@
+"""The middleware stack of an app's broker, in one place, with the reasons for its order.
+
+Dramatiq runs "before" hooks from first to last and "after" hooks from last to first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from dramatiq.middleware import AgeLimit, Callbacks, Middleware, Pipelines, ShutdownNotifications, TimeLimit
+
+from bus.bindings import Binding
+from workers.middleware.current import CURRENT, CurrentJob
+from workers.middleware.lifecycle import EXIT_BOOT, EXIT_USAGE, Lifecycle, WorkerBootError
+from workers.middleware.retries import LaneRetries, NotForUs, Unreadable
+from workers.runtime import Runtime
+
+__all__ = [
+    "CURRENT",
+    "EXIT_BOOT",
+    "EXIT_USAGE",
+    "CurrentJob",
+    "LaneRetries",
+    "Lifecycle",
+    "NotForUs",
+    "Unreadable",
+    "WorkerBootError",
+    "stack",
+]
+
+
+def stack(runtime: Runtime, bindings: Callable[[], Iterable[Binding]]) -> list[Middleware]:
+    """The default stack."""
+    return [
+        Lifecycle(runtime, bindings),  # first to boot, and the last to see a shutdown end
+        AgeLimit(),
+        TimeLimit(),
+        ShutdownNotifications(),
+        CurrentJob(),  # before callbacks and pipelines, so that what they enqueue has its cause
+        Callbacks(),
+        Pipelines(),
+        LaneRetries(),  # the first to judge an outcome: what follows may look at message.failed
+    ]

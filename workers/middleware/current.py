@@ -1,0 +1,38 @@
+"""The job at hand: which one this thread (or coroutine) is working on, and what caused it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from dramatiq import Broker, MessageProxy
+from dramatiq.middleware import Middleware
+
+from bus.causation import CAUSE, Cause
+from workers.broker.message import LaneMessage
+
+__all__ = ["CURRENT", "CurrentJob"]
+
+CURRENT: ContextVar[LaneMessage | None] = ContextVar("callboard_job", default=None)
+
+
+class CurrentJob(Middleware):
+    """Sets :data:`CURRENT`, and the cause of what is published, around each message."""
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        if isinstance(message, LaneMessage):
+            CURRENT.set(message)
+            envelope = message.envelope
+            if envelope is not None:
+                correlation = envelope.correlationid or envelope.id
+                CAUSE.set(Cause(envelope.id, correlation, envelope.traceparent))
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        CURRENT.set(None)
+        CAUSE.set(None)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        CURRENT.set(None)
+        CAUSE.set(None)

@@ -1,0 +1,90 @@
+"""What a worker process has open while it works, and the order in which it opens and closes.
+
+::
+
+    boot:  event loop -> bus (threads, loop) -> resources (lifespans, in order) -> bindings -> lease -> work
+    stop:  quiet (take no more) -> work ends -> lease (settle, hand back) -> resources (in reverse) -> bus
+           (connections closed, listeners ended) -> event loop (tasks cancelled)
+
+A boot that fails closes what had opened, in reverse. Every step of a stop has a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from bus import Bus
+from bus.bindings import Binding
+from workers.broker import LaneBroker
+from workers.errors import BootFailed
+from workers.loop import WorkerLoop
+
+__all__ = ["Lifespan", "Runtime"]
+
+Lifespan = Callable[[], AsyncIterator[None]]
+
+BOOT_S = 60.0
+STOP_S = 5.0
+
+log = logging.getLogger("callboard.workers")
+
+
+class Runtime:
+    """One for each App. ``start`` and ``stop`` bear being called twice."""
+
+    def __init__(self, bus: Bus, lifespans: list[Lifespan]) -> None:
+        self.loop = WorkerLoop()
+        self.stopping = False
+        self._bus = bus
+        self._lifespans = lifespans
+        self._resources: AsyncExitStack | None = None
+        self._opened_threads = False
+
+    def start(self, broker: LaneBroker, bindings: Iterable[Binding]) -> None:
+        """Open everything. Raises :class:`~workers.errors.BootFailed`, with the cause behind it, and leaves nothing open."""
+        if self._resources is not None:
+            return
+        self.stopping = False
+        try:
+            self._bus.open_sync()
+            self._opened_threads = True
+            self.loop.start()
+            self._resources = AsyncExitStack()
+            self.loop.call(self._open(self._resources), BOOT_S)
+            self._bus.bind(bindings)
+            broker.lease.start()
+        except BaseException as error:
+            self.stop(broker)
+            raise BootFailed(f"the worker could not start: {_line(error)}") from error
+
+    async def _open(self, resources: AsyncExitStack) -> None:
+        await self._bus.open()
+        resources.push_async_callback(self._bus.close)
+        for lifespan in self._lifespans:
+            await resources.enter_async_context(asynccontextmanager(lifespan)())
+
+    def quiet(self, broker: LaneBroker) -> None:
+        """Take no more work. Handlers see ``ctx.cancelled``."""
+        self.stopping = True
+        broker.lease.quiet = True
+
+    def stop(self, broker: LaneBroker) -> None:
+        """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
+        self.quiet(broker)
+        broker.close()
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            try:
+                self.loop.call(resources.aclose(), STOP_S)
+            except Exception:
+                log.exception("closing the worker's resources failed; going on")
+        self.loop.stop(STOP_S)
+        if self._opened_threads:
+            self._opened_threads = False
+            self._bus.close_sync()
+
+
+def _line(error: BaseException) -> str:
+    return f"{error}" if type(error).__module__.startswith(("bus", "workers")) else f"{type(error).__name__}: {error}"
