@@ -45,7 +45,9 @@ class Binding(BaseModel):
     @classmethod
     def _is_handler(cls, handler: str) -> str:
         if not _HANDLER.fullmatch(handler):
-            raise ValueError("a handler's name has 1 to 255 characters, none of them '|', a space or a control character")
+            raise ValueError(
+                "a handler's name has 1 to 255 characters, none of them '|', a space or a control character"
+            )
         return handler
 
     @field_validator("queue")
@@ -96,7 +98,9 @@ class Routing:
         bindings = [Binding.decode(data) for _, data in sorted(stale.bindings.items())]
         self.version = stale.version
         self.routes = tuple(binding.route for binding in bindings)
-        self._wishes = [(frozenset(binding.types), Matcher(binding.topics, reserved=True), binding.key) for binding in bindings]
+        self._wishes = [
+            (frozenset(binding.types), Matcher(binding.topics, reserved=True), binding.key) for binding in bindings
+        ]
         self._remembered: OrderedDict[tuple[str, tuple[str, ...]], tuple[tuple[int, str | None], ...]] = OrderedDict()
 
     def jobs(self, envelope: Envelope) -> tuple[tuple[int, str], ...]:

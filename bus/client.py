@@ -24,9 +24,9 @@ from bus.clock import Clock
 from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings
 from bus.events import Event
 from bus.hub import Hub
-from bus.listener import After, Item, Listener, Reader
+from bus.listener import After, Item, Joined, Listener, Reader
 from bus.position import Position
-from bus.publisher import Delay, Letter, Pause, Publication, Publisher, Receipt
+from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
 from bus.settings import Limits, check_log, check_namespace, settle_url
 from bus.store.base import LoopStore, Store
 from bus.store.memory import MemoryStore
@@ -64,11 +64,6 @@ class _Side:
     uses: int = 0
     owners: int = 0
     hubs: dict[str, Hub] = field(default_factory=dict)
-
-
-class _Joined(NamedTuple):
-    hub: Hub
-    store: LoopStore
 
 
 class Bus:
@@ -325,14 +320,16 @@ class Bus:
         side = None if self._closed else self._sides.get(asyncio.get_running_loop())
         if side is None:
             return await asyncio.to_thread(self._send, letters)
-        plan, answer = self._publisher.plan(letters), None
+        plan = self._publisher.plan(letters)
+        answer: Answer = None
         while True:
             try:
                 step = plan.send(answer)
             except StopIteration as done:
                 return list(done.value)
+            answer = None
             if isinstance(step, Pause):
-                answer = await asyncio.sleep(step.seconds)
+                await asyncio.sleep(step.seconds)
                 continue
             try:
                 answer = await side.store.append(step.batches)
@@ -341,14 +338,16 @@ class Bus:
 
     def _send(self, letters: list[Letter]) -> list[Receipt]:
         self.usable()
-        plan, answer = self._publisher.plan(letters), None
+        plan = self._publisher.plan(letters)
+        answer: Answer = None
         while True:
             try:
                 step = plan.send(answer)
             except StopIteration as done:
                 return list(done.value)
+            answer = None
             if isinstance(step, Pause):
-                answer = time.sleep(step.seconds)
+                time.sleep(step.seconds)
                 continue
             try:
                 answer = self._store.append(step.batches)
@@ -378,12 +377,12 @@ class Bus:
         name = check_log(log)
         left = _Leaving()
 
-        async def join() -> _Joined:
+        async def join() -> Joined:
             using = self._using()
             side = await using.__aenter__()
             left.using = using
             try:
-                return _Joined(await self._hub(side, name), side.store)
+                return Joined(await self._hub(side, name), side.store)
             except BaseException:
                 await left()
                 raise
@@ -449,4 +448,3 @@ class _Leaving:
 
 def _after(after: str | None) -> After:
     return after if after is None or after == "0" else Position.parse(after)  # type: ignore[return-value]  # "0" is "0"
-

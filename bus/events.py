@@ -74,7 +74,7 @@ class Event(BaseModel):
             _define(cls, type, cls.__event_version__)
 
 
-def check_type(type: str) -> str:
+def check_type(type: object) -> str:
     """Return ``type`` if it is the name of an event type; otherwise raise ``InvalidEvent``.
 
     Dotted names of letters, digits, ``_`` and ``-``, at most 255 characters. A first ``$`` marks the bus's own.
@@ -105,7 +105,7 @@ def newest(type: str) -> type[Event] | None:
     return _types[type][known[-1]] if known else None
 
 
-def _check_version(cls: type[Event], version: int) -> int:
+def _check_version(cls: type[Event], version: object) -> int:
     if isinstance(version, int) and not isinstance(version, bool) and version >= 1:
         return version
     raise InvalidEvent(f"{_name(cls)}: a version is a whole number from 1 up")

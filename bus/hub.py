@@ -115,7 +115,9 @@ class Hub:
         backoff_s = FIRST_BACKOFF_S
         while self.state != "closed":
             try:
-                async with contextlib.aclosing(cast(AsyncGenerator[Frame | Confirmed], self._store.subscribe(self.name))) as frames:
+                async with contextlib.aclosing(
+                    cast("AsyncGenerator[Frame | Confirmed]", self._store.subscribe(self.name))
+                ) as frames:
                     async for frame in frames:
                         await self._take_in(frame)
                         backoff_s = FIRST_BACKOFF_S
@@ -170,7 +172,9 @@ class Hub:
             page = await self._store.read(self.name, at.epoch, at.seq, PAGE)
             gap = follow(at, page)
             if gap is not None:
-                log.warning("log %r: events %d to %d cannot be repaired (%s)", self.name, gap.first, gap.last, gap.reason)
+                log.warning(
+                    "log %r: events %d to %d cannot be repaired (%s)", self.name, gap.first, gap.last, gap.reason
+                )
                 self.position = Position(page.epoch, page.top, page.top_token)
                 for listener in tuple(self.listeners):
                     listener.fall_behind()
@@ -189,7 +193,7 @@ class Hub:
         if wanting:
             delivery = deliver(position, entry, self._max_bytes, ephemeral=ephemeral)
             for listener in wanting if delivery is not None else ():
-                listener.hand(cast(Delivery, delivery))
+                listener.hand(cast("Delivery", delivery))
 
 
 def deliver(position: Position, entry: Entry, max_bytes: int, *, ephemeral: bool = False) -> Delivery | None:

@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Self
 
 from bus import ids
 from bus.delivery import Delivery, Gap, follow
@@ -36,7 +36,9 @@ Item = Delivery | Gap
 class Reader:
     """Reads a log page by page from a cursor, filters it, and notices gaps. ``cursor`` is the last event looked at."""
 
-    def __init__(self, store: LoopStore, log: str, matcher: Matcher, after: Position | Literal["0"], max_bytes: int) -> None:
+    def __init__(
+        self, store: LoopStore, log: str, matcher: Matcher, after: Position | Literal["0"], max_bytes: int
+    ) -> None:
         self.cursor: Position | None = None if after == "0" else Position.parse(after)
         self.top: int | None = None
         self._store = store
@@ -78,7 +80,7 @@ class Reader:
         return self.top is not None and self.cursor is not None and self.cursor.seq >= self.top
 
 
-class Joined(Protocol):
+class Joined(NamedTuple):
     """What a listener is given when it opens: its hub and the store of its loop."""
 
     hub: Hub
@@ -116,10 +118,12 @@ class Listener(Tuned):
         self.position: Position | None = None
 
     def __repr__(self) -> str:
-        state = "ended" if self._ended else "attached" if self._attached else "behind" if self._reader else "not entered"
+        state = (
+            "ended" if self._ended else "attached" if self._attached else "behind" if self._reader else "not entered"
+        )
         return f"<Listener {' '.join(self._matcher.patterns)} {state} at {self.position}, {len(self._queue)} waiting>"
 
-    async def __aenter__(self) -> Listener:
+    async def __aenter__(self) -> Self:
         if self._hub is not None or self._ended:
             raise BusClosed("this listener was entered before: call bus.listen() again for another")
         joined = await self._join()
@@ -156,7 +160,7 @@ class Listener(Tuned):
         self.end()
         await self._leave()
 
-    def __aiter__(self) -> Listener:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Item:
@@ -199,9 +203,11 @@ class Listener(Tuned):
     # -- what the hub calls --------------------------------------------------------------------------------------------
 
     def wants(self, topics: list[str]) -> bool:
+        """See :class:`bus.hub.Tuned`; one that is behind wants nothing from the hub."""
         return self._attached and self._matcher.matches(topics)
 
     def hand(self, delivery: Delivery) -> None:
+        """See :class:`bus.hub.Tuned`; what does not fit into the queue is read from the log instead."""
         reader = self._reader
         if reader is None or reader.cursor is None:
             return
@@ -227,6 +233,7 @@ class Listener(Tuned):
             self._arrived.set()
 
     def end(self) -> None:
+        """See :class:`bus.hub.Tuned`; what waits in the queue may still be read."""
         self._ended = True
         self._attached = False
         self._arrived.set()

@@ -8,6 +8,7 @@ by which a number that was given out twice (a replica promoted with fewer events
 from __future__ import annotations
 
 import re
+from typing import Self
 
 from bus.errors import InvalidPosition
 
@@ -27,7 +28,8 @@ class Position(str):
     seq: int
     token: str
 
-    def __new__(cls, epoch: str, seq: int, token: str) -> Position:
+    def __new__(cls, epoch: str, seq: int, token: str) -> Self:
+        """Put a position together from its parts."""
         self = super().__new__(cls, f"{epoch}-{seq}-{token}")
         self.epoch = epoch
         self.seq = seq
@@ -38,7 +40,7 @@ class Position(str):
         return self.epoch, self.seq, self.token
 
     @classmethod
-    def parse(cls, text: str) -> Position:
+    def parse(cls, text: str) -> Self:
         """Read a position back from its text; anything else raises :class:`~bus.errors.InvalidPosition`."""
         if isinstance(text, cls):
             return text

@@ -28,7 +28,7 @@ from bus.store import base
 from bus.store.base import Appended, Batch, Post, Stale
 from bus.topics import topic_set
 
-__all__ = ["Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
+__all__ = ["Answer", "Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
 
 BATCH = 500
 """Posts in one script call at most, so that no call holds the server up for long."""
@@ -87,7 +87,10 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Plan = Generator[Send | Pause, "list[list[Appended] | Stale] | BusUnavailable | None", list[Receipt]]
+Answer = list[list[Appended] | Stale] | BusUnavailable | None
+"""To a Send: the store's answer, or its failure; to a Pause: None."""
+
+Plan = Generator[Send | Pause, Answer, list[Receipt]]
 
 
 class Publisher:
@@ -192,11 +195,11 @@ def _receipt(letter: Letter, appended: Appended, routing: Routing) -> Receipt:
 
 
 def _given_up(error: BusUnavailable, letter: Letter) -> BusUnavailable:
-    id = letter.envelope.id
+    event_id = letter.envelope.id
     if error.outcome == "refused":
-        return BusUnavailable(f"{error}; the event was not published", outcome="refused", id=id)
-    why = f"{error}; whether the event was published is unknown: publish it again with id={id!r}, and it counts once"
-    return BusUnavailable(why, outcome="unknown", id=id)
+        return BusUnavailable(f"{error}; the event was not published", outcome="refused", id=event_id)
+    why = f"{error}; whether the event was published is unknown: publish it again with id={event_id!r}, and it counts once"
+    return BusUnavailable(why, outcome="unknown", id=event_id)
 
 
 def _checked_id(id: str | None) -> str | None:

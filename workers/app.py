@@ -71,8 +71,10 @@ class App:
         return declare
 
     def lifespan(self, function: L) -> L:
-        """Declare resources: an async generator function with one ``yield``, opened before the first event in order of
-        declaration, closed after the last in reverse. One that raises on the way in fails the boot.
+        """Declare resources, as an async generator function with one ``yield``.
+
+        They are opened before the first event, in order of declaration, and closed after the last, in reverse. One that
+        raises on the way in fails the boot.
         """
         self._lifespans.append(function)
         return function
@@ -90,13 +92,12 @@ class App:
     def _add(self, handler: Handler) -> None:
         try:
             dramatiq.actor(
-                self._runner(handler),
                 actor_name=handler.name,
                 queue_name=handler.binding.queue,
                 priority=handler.binding.priority - 1,
                 broker=self.broker,
                 **handler.options,
-            )
+            )(self._runner(handler))
         except ValueError as error:
             raise InvalidHandler(f"handler {handler.name}: {error}") from None
         self.handlers[handler.name] = handler

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dramatiq import Broker, Consumer, Message, Middleware
+from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import current_millis
 from dramatiq.errors import ConnectionClosed, QueueJoinTimeout, QueueNotFound
@@ -58,7 +58,7 @@ class LaneBroker(Broker):
     def __init__(self, bus: Bus, middleware: list[Middleware], *, fail_fast_default: bool = True) -> None:
         self.bus = bus
         self.fail_fast_default = fail_fast_default
-        self.dead_letters_by_queue: defaultdict[str, list[LaneMessage]] = defaultdict(list)
+        self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
         self.consumed: set[str] = set()
         """The queues that this process consumes."""
         self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self._wakes)
@@ -73,7 +73,7 @@ class LaneBroker(Broker):
         return self.bus.store
 
     @property
-    def dead_letters(self) -> list[LaneMessage]:
+    def dead_letters(self) -> list[MessageProxy]:
         """The messages that went to the dead letters in this process, for tests; the store has all of them."""
         return [message for messages in self.dead_letters_by_queue.values() for message in messages]
 

@@ -154,7 +154,7 @@ class LaneConsumer(Consumer):
         if self._away:
             log.info("queue %r: the server is back", self._queue)
             self._away = False
-        self._drained = bool(wishes) and len(taken) < room or (self._drained and not wishes)
+        self._drained = (bool(wishes) and len(taken) < room) or (self._drained and not wishes)
         with self._lease.changed:
             self._outstanding += len(taken)
         for one in taken:

@@ -121,7 +121,9 @@ class Lease:
             settlements, self._settlements = self._settlements, []
             takes = [Take(self._ticket(), *wish) for wish in wishes if not self.quiet]
         try:
-            answer = self._store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
+            answer = (
+                self._store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
+            )
         except BusError:
             with self.changed:
                 self._settlements = settlements + self._settlements

@@ -30,7 +30,9 @@ class LaneMessage(MessageProxy):
     arguments: Dramatiq logs messages whole when they fail, secrets included.
     """
 
-    def __init__(self, message: Message[Any], taken: Taken, envelope: Envelope | None, attempts: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, message: Message[Any], taken: Taken, envelope: Envelope | None, attempts: list[dict[str, Any]]
+    ) -> None:
         super().__init__(message)
         self.taken = taken
         self.envelope = envelope
@@ -56,12 +58,14 @@ class LaneMessage(MessageProxy):
     def record(self, error: BaseException) -> None:
         """Note a failed attempt: when, what, and where (without the values of local variables)."""
         trace = "".join(traceback.format_exception(error, limit=30))
-        self.attempts.append({
-            "at_ms": int(time.time() * 1000),
-            "error": type(error).__name__,
-            "message": str(error)[:1000],
-            "traceback": trace[-KEPT_TEXT:],
-        })
+        self.attempts.append(
+            {
+                "at_ms": int(time.time() * 1000),
+                "error": type(error).__name__,
+                "message": str(error)[:1000],
+                "traceback": trace[-KEPT_TEXT:],
+            }
+        )
 
     def settlement(self) -> Settlement:
         """What the store is to be told."""

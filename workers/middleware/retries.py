@@ -60,7 +60,9 @@ class LaneRetries(Retries):
         message.options["requeue_timestamp"] = int(time.time() * 1000)
         if self._again(message, options, retries, exception):
             message.retry_in_ms = self._delay_ms(message, options, retries, exception)
-            log.info("%s failed (%s) and is tried again in %d ms", message, type(exception).__name__, message.retry_in_ms)
+            log.info(
+                "%s failed (%s) and is tried again in %d ms", message, type(exception).__name__, message.retry_in_ms
+            )
         else:
             log.warning("%s failed for good (%s) and goes to the dead letters", message, type(exception).__name__)
             message.fail()

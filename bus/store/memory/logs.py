@@ -19,7 +19,6 @@ class Listener(Protocol):
         """Take one in; must not block."""
 
 
-
 class _Kept(NamedTuple):
     at_ms: int
     entry: Entry

@@ -119,7 +119,9 @@ class Queues:
                 found = False
                 share = -(-(wish.limit - len(taken)) // len(wish.handlers))
                 for handler in wish.handlers:
-                    got = self._pop(worker, wish, Route(wish.queue, handler, priority), min(share, wish.limit - len(taken)))
+                    got = self._pop(
+                        worker, wish, Route(wish.queue, handler, priority), min(share, wish.limit - len(taken))
+                    )
                     taken += got
                     found = found or bool(got)
         if len(taken) == wish.limit:

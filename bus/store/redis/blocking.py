@@ -52,11 +52,11 @@ class RedisStore:
         self.link = Link(url)
         self.prefix = f"callboard:{{{namespace}}}:"
         self._lease_ms = lease_ms
-        # Clients are lazy: this opens no socket.
-        self._commands = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
+        # Clients are lazy: this opens no socket. Any: redis-py types its answers for all settings at once.
+        self._commands: Any = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
         # A blocking pop may rest on the server for LONGEST_WAIT_S; its socket must be more patient than that.
         patient = blocking_pool(self.link, size=POOL, timeout_s=LONGEST_WAIT_S + ATTEMPT_S)
-        self._waits = redis.Redis(connection_pool=patient)
+        self._waits: Any = redis.Redis(connection_pool=patient)
 
     def __repr__(self) -> str:
         return f"<RedisStore {self.prefix} at {self.link.where}>"
@@ -205,7 +205,9 @@ def _check_fit(link: Link, facts: dict[str, Any]) -> None:
     """Refuse a server that would lose what it accepted (1,833 of 3,000 events were evicted in a trial), or is too old."""
     major = str(facts.get("redis_version", "7")).partition(".")[0]
     if major.isdigit() and int(major) < 7:
-        raise UnsafeServer(f"{link.where} has version {facts['redis_version']}: Redis 7.0 or newer, or Valkey, is needed")
+        raise UnsafeServer(
+            f"{link.where} has version {facts['redis_version']}: Redis 7.0 or newer, or Valkey, is needed"
+        )
     policy = str(facts.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         raise UnsafeServer(

@@ -63,13 +63,19 @@ def _options(url: str) -> dict[str, Any]:
         options["password"] = unquote(parts.password)
     if parts.scheme == "unix":
         return options | {"path": unquote(parts.path)}
-    return options | {"host": unquote(parts.hostname or "localhost"), "port": port or 6379, "tls": parts.scheme == "rediss"}
+    return options | {
+        "host": unquote(parts.hostname or "localhost"),
+        "port": port or 6379,
+        "tls": parts.scheme == "rediss",
+    }
 
 
 def _database(text: str) -> int:
     text = text.strip("/")
     if text and not re.fullmatch(r"[0-9]{1,5}", text):
-        raise InvalidSettings("the database at the end of the Redis URL must be a number, as in redis://localhost:6379/0")
+        raise InvalidSettings(
+            "the database at the end of the Redis URL must be a number, as in redis://localhost:6379/0"
+        )
     return int(text or 0)
 
 
@@ -102,7 +108,7 @@ def _explain(link: Link, error: BaseException) -> tuple[str, bool]:
         return f"{where} is a read-only replica: connect to the primary", True
     if isinstance(error, errors.BusyLoadingError):
         return f"{where} is still loading its data: try again in a moment", True
-    if isinstance(error, errors.InvalidResponse | errors.ProtocolError) or _is(error, "Protocol Error"):
+    if isinstance(error, errors.InvalidResponse) or _is(error, "Protocol Error"):
         return f"what listens at {where[20:]} does not speak the Redis protocol: check the port", True
     if isinstance(error, errors.ResponseError):
         return f"{where} refused a command ({type(error).__name__}); is it Redis 7.0 or newer, or Valkey?", True

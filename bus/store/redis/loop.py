@@ -39,7 +39,7 @@ class RedisLoopStore:
     def __init__(self, link: Link, prefix: str) -> None:
         self._link = link
         self._prefix = prefix
-        self._commands = redis.asyncio.Redis(connection_pool=_pool(link))
+        self._commands: Any = redis.asyncio.Redis(connection_pool=_pool(link))
 
     def __repr__(self) -> str:
         return f"<RedisLoopStore {self._prefix} at {self._link.where}>"

@@ -28,7 +28,20 @@ from bus.store.base import (
     Taken,
 )
 
-__all__ = ["Call", "Script", "announce", "append", "beat", "bind", "enqueue", "flush", "read", "script", "settle", "take"]
+__all__ = [
+    "Call",
+    "Script",
+    "announce",
+    "append",
+    "beat",
+    "bind",
+    "enqueue",
+    "flush",
+    "read",
+    "script",
+    "settle",
+    "take",
+]
 
 T = TypeVar("T")
 Argument = str | bytes | int
@@ -103,7 +116,9 @@ def stale(version: bytes | None, pairs: Sequence[bytes] | dict[bytes, bytes]) ->
 
 def announce(log: str, epoch: str, topics: str, body: bytes) -> Call[Position]:
     """See :meth:`bus.store.base.Store.announce`."""
-    return Call(script("announce"), (log, epoch, topics, body), lambda at: Position(at[0].decode(), int(at[1]), at[2].decode()))
+    return Call(
+        script("announce"), (log, epoch, topics, body), lambda at: Position(at[0].decode(), int(at[1]), at[2].decode())
+    )
 
 
 def read(log: str, epoch: str, after: int, limit: int) -> Call[Page]:
