@@ -70,7 +70,8 @@ def wrap(
 def _built(attributes: dict[str, Any], given: tuple[str | None, ...]) -> Envelope | None:
     """``Envelope(**attributes)`` at half the price, for attributes that :func:`wrap` made; None if in any doubt.
 
-    The source, the other ``given`` texts, the topics and the data are checked here as the model does it; the rest is right by making.
+    The source, the other ``given`` texts, the topics and the data are checked here as the model does it; the rest is
+    right by making.
     """
     try:
         texts = "".join([attributes["source"], *[text for text in given if text is not None]])

@@ -42,7 +42,7 @@ def check_topic(topic: str, *, reserved: bool = False) -> str:
     """
     if not isinstance(topic, str):
         raise _not_text(topic)
-    return _checked_topic(topic, reserved=reserved)
+    return _checked_topic(topic, reserved)
 
 
 def check_pattern(pattern: str, *, reserved: bool = False) -> str:
@@ -53,7 +53,7 @@ def check_pattern(pattern: str, *, reserved: bool = False) -> str:
     """
     if not isinstance(pattern, str):
         raise _not_text(pattern)
-    return _checked_pattern(pattern, reserved=reserved)
+    return _checked_pattern(pattern, reserved)
 
 
 def topic_set(topics: Iterable[str], *, reserved: bool = False) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Matcher:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _checked_topic(topic: str, *, reserved: bool) -> str:  # noqa: FBT001  # by position is faster through lru_cache
+def _checked_topic(topic: str, reserved: bool) -> str:  # noqa: FBT001  # by position is faster through lru_cache
     topic = str.__str__(topic)  # an enum's or another subclass's plain text
     if not _is_topic(topic, reserved=reserved):
         raise InvalidTopic(topic, _why(topic, reserved=reserved, wildcards=False))
@@ -129,7 +129,7 @@ def _checked_topic(topic: str, *, reserved: bool) -> str:  # noqa: FBT001  # by 
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _checked_pattern(pattern: str, *, reserved: bool) -> str:  # noqa: FBT001  # as above
+def _checked_pattern(pattern: str, reserved: bool) -> str:  # noqa: FBT001  # as above
     pattern = str.__str__(pattern)
     if not _is_topic(_without_wildcards(pattern), reserved=reserved) or len(pattern) > _MAX_BYTES:
         raise InvalidTopic(pattern, _why(pattern, reserved=reserved, wildcards=True))

@@ -41,7 +41,7 @@ class Free(Event, type="codec.free"):
 
 
 def wrapped(event: Any, **attributes: Any) -> Envelope:
-    defaults = {"id": "1", "source": "/a", "now_ms": NOW_MS, "topics": ("global",), "key": None}
+    defaults: dict[str, Any] = {"id": "1", "source": "/a", "now_ms": NOW_MS, "topics": ("global",), "key": None}
     return wrap(event, **defaults | attributes)
 
 
@@ -97,21 +97,28 @@ def test_any_json_comes_back_from_a_typed_event(value: Any) -> None:
     assert travelled(Free(value=value)) == Free(value=value)
 
 
-@given(
-    texts, texts, st.none() | texts, st.none() | texts, st.lists(st.sampled_from(["a", "b:c", "$d", "*", ""])), objects
+any_text = st.text() | st.text(st.characters(codec="ascii")) | st.just(5) | st.just("a" * 1025)
+any_attributes = st.fixed_dictionaries(
+    {
+        "id": any_text,
+        "source": any_text | st.none(),
+        "key": any_text | st.none(),
+        "subject": any_text | st.none(),
+        "topics": st.lists(st.sampled_from(["a", "b:c", "$d", "*", "", 5])).map(tuple) | st.none() | st.just("a"),
+    }
 )
-def test_wrapping_accepts_exactly_what_an_envelope_accepts(
-    id: str, source: str, subject: str | None, key: str | None, topics: list[str], data: dict[str, Any]
-) -> None:
-    given = {"id": id, "source": source, "subject": subject, "topics": tuple(topics), "key": key}
+
+
+@given(any_attributes, objects)
+def test_wrapping_accepts_exactly_what_an_envelope_accepts(attributes: dict[str, Any], data: dict[str, Any]) -> None:
     made = {"type": "codec.unknown", "time": "2026-07-17T08:00:00.125Z", "data": data}
     try:
-        expected: Envelope | None = Envelope.model_validate(given | made)
+        expected: Envelope | None = Envelope.model_validate(attributes | made)
     except ValueError:
         expected = None
 
     try:
-        actual: Envelope | None = wrapped({"type": "codec.unknown", **data}, **given)
+        actual: Envelope | None = wrapped({"type": "codec.unknown", **data}, **attributes)
     except InvalidEvent:
         actual = None
 
@@ -132,7 +139,7 @@ def test_values_that_pydantic_can_make_json_are_made_json() -> None:
         "price": decimal.Decimal("1.50"),
         "tags": {"a"},
         "pair": (1, 2),
-        "inner": Inner(n=1),
+        "inner": Inner.model_validate({"n": 1}),
     }
 
     assert wrapped({"type": "codec.unknown", **given}).data == {
@@ -160,7 +167,7 @@ def test_an_event_with_aliases_travels_by_its_field_names() -> None:
     class Aliased(Event, type="codec.aliased", serialize_by_alias=True):
         agent_id: Annotated[str, Field(alias="agentId")]
 
-    event = Aliased(agentId="a1")
+    event = Aliased.model_validate({"agentId": "a1"})
 
     assert wrapped(event).data == {"agent_id": "a1"}
     assert travelled(event) == event
@@ -312,15 +319,15 @@ def test_a_value_that_json_cannot_carry_is_named_by_place_and_type_only(
 def test_an_event_that_was_changed_unchecked_is_refused_without_a_warning_that_quotes_it() -> None:
     event = Free().model_copy(update={"size": "secret"})
 
-    with warnings.catch_warnings(), pytest.raises(InvalidEvent, match="does not fit") as caught:
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(InvalidEvent, match="does not fit") as caught:
         wrapped(event)
 
     assert "secret" not in str(caught.value)
+    assert not warned
 
 
 def test_a_number_that_json_lacks_is_refused_although_it_was_never_checked() -> None:
-    with pytest.raises(InvalidEvent, match="data.size: NaN"):
+    with pytest.raises(InvalidEvent, match=r"data\.size: NaN"):
         wrapped(Free.model_construct(size=math.nan))
 
 
@@ -476,7 +483,7 @@ def test_a_missing_attribute_is_refused_by_name(name: str) -> None:
 
 
 def test_a_number_too_large_for_a_float_is_refused_and_not_made_infinite() -> None:
-    with pytest.raises(InvalidEvent, match="data.x: NaN and infinities"):
+    with pytest.raises(InvalidEvent, match=r"data\.x: NaN and infinities"):
         decode(body(data={"x": 7}).replace(b"7}", b"1e999}"))
 
 
@@ -558,7 +565,7 @@ def test_only_the_first_of_many_faults_are_named() -> None:
 
     wire = body(type="codec.counted", dataschema="urn:callboard:codec.counted:1", data={"counts": ["x"] * 10_000})
 
-    with pytest.raises(InvalidEvent, match="and 9,995 more$") as caught:
+    with pytest.raises(InvalidEvent, match=r"and 9,995 more$") as caught:
         read(decode(wire))
 
     assert len(str(caught.value)) < 1_000

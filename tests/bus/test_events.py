@@ -27,8 +27,8 @@ class Moved(Event, Generic[Content], type="events.moved", version=3):
 def define(name: str, *, module: str = __name__, qualname: str = "Twice", **arguments: Any) -> type[Event]:
     """A class statement with a chosen module and qualified name, as a reload or another file would run it."""
     body = {"__module__": module, "__qualname__": qualname}
-    made = type(Event)(qualname, (Event,), body, type=name, **arguments)
-    assert issubclass(made, Event)
+    statement: Any = type(Event)
+    made: type[Event] = statement(qualname, (Event,), body, type=name, **arguments)
     return made
 
 
