@@ -213,6 +213,16 @@ class Bus:
             self._reached = False
             self._store.close()
 
+    def rest(self) -> None:
+        """Close the blocking connections if nobody owns the bus; it opens by itself when it is used again. Safe twice.
+
+        For whoever used it without owning it, as a worker does when it stops.
+        """
+        with self._lock:
+            if self._reached and not self._thread_owners and not self._sides:
+                self._reached = False
+                self._store.close()
+
     def usable(self) -> None:
         """Make sure that it can be used: one that was never opened opens by itself, one that was closed raises."""
         if self._closed:
@@ -240,8 +250,8 @@ class Bus:
             await side.store.close()
 
     @asynccontextmanager
-    async def _using(self) -> AsyncIterator[_Side]:
-        """This loop's side, kept for as long as the block runs."""
+    async def using(self) -> AsyncIterator[_Side]:
+        """Keep what this loop uses of the bus open for as long as the block runs, without owning the bus."""
         if self._closed:
             raise BusClosed
         if not self._reached:
@@ -360,7 +370,7 @@ class Bus:
         return self._publisher.letter(publication)
 
     async def _announce(self, letter: Letter) -> Receipt:
-        async with self._using() as side:
+        async with self.using() as side:
             position = await side.store.announce(letter.log, ids.epoch(), " ".join(letter.envelope.topics), letter.body)
         return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
 
@@ -378,7 +388,7 @@ class Bus:
         left = _Leaving()
 
         async def join() -> Joined:
-            using = self._using()
+            using = self.using()
             side = await using.__aenter__()
             left.using = using
             try:
@@ -404,7 +414,7 @@ class Bus:
         ``limit`` counts items. The same items, the same gaps and the same errors as :meth:`listen`.
         """
         name, matcher, start = check_log(log), Matcher(patterns or ("**",)), _after(after)
-        async with self._using() as side:
+        async with self.using() as side:
             reader = Reader(side.store, name, matcher, start or "0", self.limits.max_bytes)
             handed = 0
             while not reader.caught_up:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -26,14 +27,18 @@ class App:
     """Handlers for the events of a bus, and the Dramatiq broker that brings them their work.
 
     Without a ``bus`` it makes one from the environment (``BUS_URL``, ``REDIS_URL``, else memory). ``broker`` is a
-    ``dramatiq.Broker`` for plain actors as well; with a bus in memory it is a ``StubBroker``.
+    ``dramatiq.Broker`` for plain actors as well; with a bus in memory it is a ``StubBroker``. ``concurrency`` bounds how
+    many async handlers run at once in a process; each of them holds one of the worker's threads as well.
     """
 
-    def __init__(self, bus: Bus | None = None) -> None:
+    def __init__(self, bus: Bus | None = None, *, concurrency: int = 1000) -> None:
+        if concurrency < 1:
+            raise InvalidHandler("concurrency= is a number from 1 up")
         self.bus = bus if bus is not None else Bus()
         self.handlers: dict[str, Handler] = {}
         self._lifespans: list[Lifespan] = []
         self._runtime = Runtime(self.bus, self._lifespans)
+        self._places = threading.BoundedSemaphore(concurrency)
         self.broker: LaneBroker = make_broker(self.bus, stack(self._runtime, self._bindings))
 
     def __repr__(self) -> str:
@@ -121,7 +126,8 @@ class App:
                 finally:
                     await ctx.settled()
 
-            return self._runtime.loop.run(call())
+            with self._places:
+                return self._runtime.loop.run(call())
 
         run.__module__, run.__name__ = handler.function.__module__, handler.function.__name__
         return run

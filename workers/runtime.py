@@ -2,9 +2,9 @@
 
 ::
 
-    boot:  event loop -> bus (threads, loop) -> resources (lifespans, in order) -> bindings -> lease -> work
-    stop:  quiet (take no more) -> work ends -> lease (settle, hand back) -> resources (in reverse) -> bus
-           (connections closed, listeners ended) -> event loop (tasks cancelled)
+    boot:  bus -> event loop -> the bus's side on it -> resources (lifespans, in order) -> bindings -> lease -> work
+    stop:  quiet (take no more) -> work ends -> lease (settle, hand back) -> resources (in reverse) -> the bus's side
+           (connections closed, listeners ended) -> event loop (tasks cancelled) -> bus
 
 A boot that fails closes what had opened, in reverse. Every step of a stop has a deadline.
 """
@@ -40,7 +40,6 @@ class Runtime:
         self._bus = bus
         self._lifespans = lifespans
         self._resources: AsyncExitStack | None = None
-        self._opened_threads = False
 
     def start(self, broker: LaneBroker, bindings: Iterable[Binding]) -> None:
         """Open everything. Raises :class:`~workers.errors.BootFailed`, with the cause behind it, and leaves nothing open."""
@@ -48,8 +47,7 @@ class Runtime:
             return
         self.stopping = False
         try:
-            self._bus.open_sync()
-            self._opened_threads = True
+            self._bus.usable()
             self.loop.start()
             self._resources = AsyncExitStack()
             self.loop.call(self._open(self._resources), BOOT_S)
@@ -60,8 +58,7 @@ class Runtime:
             raise BootFailed(f"the worker could not start: {_line(error)}") from error
 
     async def _open(self, resources: AsyncExitStack) -> None:
-        await self._bus.open()
-        resources.push_async_callback(self._bus.close)
+        await resources.enter_async_context(self._bus.using())
         for lifespan in self._lifespans:
             await resources.enter_async_context(asynccontextmanager(lifespan)())
 
@@ -81,9 +78,7 @@ class Runtime:
             except Exception:
                 log.exception("closing the worker's resources failed; going on")
         self.loop.stop(STOP_S)
-        if self._opened_threads:
-            self._opened_threads = False
-            self._bus.close_sync()
+        self._bus.rest()
 
 
 def _line(error: BaseException) -> str:

@@ -334,7 +334,7 @@ class Store(Protocol):
         ``held`` names the jobs in the worker's hands; of the takes up to ticket ``received`` everything else is handed
         back. The sweep recovers the jobs of expired leases (to the head of their lanes, or as ``poison`` to the dead
         letters once ``max_lost`` leases ran out under one), moves due work to its lanes and drops dead letters past
-        their retention.
+        their retention, and rings again wherever work is ready and nobody was told.
         """
 
     def leave(self, worker: str) -> int:

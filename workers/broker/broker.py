@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
@@ -59,9 +59,7 @@ class LaneBroker(Broker):
         self.bus = bus
         self.fail_fast_default = fail_fast_default
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
-        self.consumed: set[str] = set()
-        """The queues that this process consumes."""
-        self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self._wakes)
+        self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.handlers_of)
         super().__init__(middleware)
 
     def __repr__(self) -> str:
@@ -93,13 +91,11 @@ class LaneBroker(Broker):
         if "|" in actor.actor_name or not actor.actor_name.isprintable() or " " in actor.actor_name:
             raise InvalidHandler(f"an actor's name has no '|', space or control character: rename {actor.actor_name!r}")
         super().declare_actor(actor)
+        self.lease.refresh()
 
     def handlers_of(self, queue: str) -> tuple[str, ...]:
         """The actors that this process declares on a queue: it takes work for no others."""
         return tuple(name for name, actor in list(self.actors.items()) if actor.queue_name == queue)
-
-    def _wakes(self) -> Sequence[str]:
-        return [f"{queue}|{handler}" for queue in list(self.consumed) for handler in self.handlers_of(queue)]
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -146,15 +142,14 @@ class LaneBroker(Broker):
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         self.bus.usable()
-        self.consumed.add(queue_name)
         self.lease.start()
-        self.lease.refresh()
-        return LaneConsumer(self, self.lease, queue_name, prefetch, timeout)
+        consumer = LaneConsumer(self, self.lease, queue_name, prefetch, timeout)
+        self.lease.serve(queue_name, consumer.has_room)
+        return consumer
 
     def close(self) -> None:
         """End the lease; what was in flight is handed back. Safe twice."""
         self.lease.close()
-        self.consumed.clear()
 
     # -- for tests -----------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,6 @@ class LaneConsumer(Consumer):
         self._most = prefetch if prefetch == 1 else max(prefetch, MOST_AHEAD)
         self._timeout_s = timeout_ms / 1000
         self._buffer: deque[LaneMessage] = deque()
-        self._outstanding = 0
         self._settled = 0
         self._pace_per_s = 0.0
         self._looked_at = time.monotonic()
@@ -90,6 +89,10 @@ class LaneConsumer(Consumer):
         except BusUnavailable as error:
             log.warning("the last settlements of queue %r wait for the server: %s", self._queue, error)
 
+    def has_room(self) -> bool:
+        """Whether it could take anything now. Under the lease's ``changed``."""
+        return self._room > 0
+
     # -- the inside ----------------------------------------------------------------------------------------------------
 
     def _end(self, message: MessageProxy) -> None:
@@ -98,9 +101,8 @@ class LaneConsumer(Consumer):
 
     def _settle(self, settlement: Settlement) -> None:
         with self._lease.changed:
-            self._outstanding -= 1
             self._settled += 1
-            self._lease.settle(settlement)
+            self._lease.settle(self._queue, settlement)
 
     @property
     def _ahead(self) -> int:
@@ -109,7 +111,7 @@ class LaneConsumer(Consumer):
 
     @property
     def _room(self) -> int:
-        return 0 if self._lease.quiet else self._ahead - self._outstanding
+        return 0 if self._lease.quiet else self._ahead - self._lease.load(self._queue)
 
     def _await_reason(self, deadline: float) -> bool:
         """Wait until there is something to exchange; ``False`` if the time is over first."""
@@ -120,7 +122,7 @@ class LaneConsumer(Consumer):
             gathering_until: float | None = None
             while True:
                 wants = not self._drained and self._room > 0
-                if self._outstanding == 0 and (wants or lease.unsettled):
+                if lease.load(self._queue) == 0 and (wants or lease.unsettled):
                     return True
                 if lease.unsettled >= GATHER:
                     return True
@@ -155,8 +157,6 @@ class LaneConsumer(Consumer):
             log.info("queue %r: the server is back", self._queue)
             self._away = False
         self._drained = (bool(wishes) and len(taken) < room) or (self._drained and not wishes)
-        with self._lease.changed:
-            self._outstanding += len(taken)
         for one in taken:
             try:
                 self._buffer.append(open_job(one))

@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from bus import BusError, ids
@@ -44,7 +45,7 @@ log = logging.getLogger("callboard.workers")
 class Lease:
     """Make one for each process that works. ``start`` and ``close`` bear being called twice."""
 
-    def __init__(self, store: Callable[[], Store], lease_ms: int, wakes: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, store: Callable[[], Store], lease_ms: int, handlers_of: Callable[[str], Sequence[str]]) -> None:
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
         self.changed = threading.Condition()
         """Notified when something rang, was settled or is ending; guards what the consumers share."""
@@ -52,10 +53,13 @@ class Lease:
         """Set to stop taking."""
         self._store = store
         self._lease_ms = lease_ms
-        self._wakes = wakes
+        self._handlers_of = handlers_of
+        self._rooms: dict[str, Callable[[], bool]] = {}
+        self._load: Counter[str] = Counter()
         self._rung: set[str] = set()
         self._settlements: list[Settlement] = []
         self._held: dict[str, int] = {}
+        self._uncertain: set[str] = set()
         self._tickets = 0
         self._open_tickets: set[int] = set()
         self._threads: list[threading.Thread] = []
@@ -94,6 +98,8 @@ class Lease:
             log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
         with self.changed:
             self._held.clear()
+            self._load.clear()
+            self._rooms.clear()
             self.changed.notify_all()
         for thread in self._threads:
             thread.join(END_S)
@@ -101,11 +107,16 @@ class Lease:
 
     # -- taking and settling -------------------------------------------------------------------------------------------
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, queue: str, settlement: Settlement) -> None:
         """Put a settlement on the pile; it travels with the next take, or within milliseconds. Never blocks."""
         with self.changed:
+            self._load[queue] -= 1
             self._settlements.append(settlement)
             self.changed.notify_all()
+
+    def load(self, queue: str) -> int:
+        """How many jobs of a queue this process has taken and not settled. Under ``changed``."""
+        return self._load[queue]
 
     @property
     def unsettled(self) -> int:
@@ -127,6 +138,7 @@ class Lease:
         except BusError:
             with self.changed:
                 self._settlements = settlements + self._settlements
+                self._uncertain.update(settlement.job for settlement in settlements)
             raise
         else:
             self._note(settlements, answer)
@@ -146,8 +158,11 @@ class Lease:
                 if self._held.get(settlement.job) == settlement.ticket:
                     del self._held[settlement.job]
             self._held.update((taken.job, taken.ticket) for taken in answer.taken)
+            self._load.update(taken.route.queue for taken in answer.taken)
         for settlement, settled in zip(settlements, answer.settled, strict=True):
-            if not settled:
+            if settlement.job in self._uncertain:
+                self._uncertain.discard(settlement.job)  # sent again after a lost reply: refused if it had worked
+            elif not settled:
                 log.warning(
                     "job %s was no longer ours to settle (%s): our lease had run out, so it runs again elsewhere",
                     settlement.job,
@@ -155,6 +170,18 @@ class Lease:
                 )
 
     # -- wake-ups ------------------------------------------------------------------------------------------------------
+
+    def serve(self, queue: str, has_room: Callable[[], bool]) -> None:
+        """Have the bell ring for a queue while its consumer has room. Safe twice: the last consumer counts."""
+        with self.changed:
+            self._rooms[queue] = has_room
+        self.refresh()
+
+    def _wakes(self) -> list[str]:
+        """The wake-ups to rest on. A queue without room leaves its ring to another process."""
+        with self.changed:
+            queues = [] if self.quiet else [queue for queue, has_room in self._rooms.items() if has_room()]
+        return [f"{queue}|{handler}" for queue in queues for handler in self._handlers_of(queue)]
 
     def has_rung(self, queue: str) -> bool:
         """Whether work has come to a queue since it was last asked. Under ``changed``."""
@@ -168,7 +195,9 @@ class Lease:
         return any(name.partition("|")[0] == queue for name in self._awake_for)
 
     def refresh(self) -> None:
-        """Have the bell look again at which queues it rings for."""
+        """Have the bell look again at which queues it rings for. Nothing to do where no bell runs."""
+        if not self._threads:
+            return
         try:
             self._store().poke(f"@{self.worker}")
         except BusError:
@@ -210,9 +239,21 @@ class Lease:
             if rang == "$due":
                 self._due.set()
             elif rang is not None and not rang.startswith("@"):
-                with self.changed:
-                    self._rung.add(rang.partition("|")[0])
-                    self.changed.notify_all()
+                self._pass_ring(rang)
+
+    def _pass_ring(self, rang: str) -> None:
+        """To the consumer if it has room; otherwise back, for another process."""
+        queue = rang.partition("|")[0]
+        with self.changed:
+            has_room = not self.quiet and self._rooms[queue]()
+            if has_room:
+                self._rung.add(queue)
+                self.changed.notify_all()
+        if not has_room:
+            try:
+                self._store().poke(rang)
+            except BusError:
+                log.debug("a ring was lost; the next beat makes up for it")
 
     def _ring_all(self) -> None:
         with self.changed:

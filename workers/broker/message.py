@@ -26,7 +26,7 @@ KEPT_TEXT = 8_000
 class LaneMessage(MessageProxy):
     """A message that was taken from a lane. Whoever processed it leaves its verdict here; settling writes it.
 
-    ``retry_in_ms`` asks for a retry; ``fail()`` for the dead letters; otherwise it is done. Its text never shows
+    ``retry_in_ms`` asks for a retry, ``hand_back`` for another worker, ``fail()`` for the dead letters; otherwise it is done. Its text never shows
     arguments: Dramatiq logs messages whole when they fail, secrets included.
     """
 
@@ -38,6 +38,7 @@ class LaneMessage(MessageProxy):
         self.envelope = envelope
         self.attempts = attempts
         self.retry_in_ms: int | None = None
+        self.hand_back = False
 
     def __str__(self) -> str:
         return f"{self._message.actor_name}({self._message.message_id})"
@@ -69,6 +70,8 @@ class LaneMessage(MessageProxy):
 
     def settlement(self) -> Settlement:
         """What the store is to be told."""
+        if self.hand_back:
+            return self.handed_back()
         if self.failed:
             if self._exception is not None and not self.attempts:
                 self.record(self._exception)

@@ -7,6 +7,7 @@ command line that ends the process with a traceback, so there we leave with an e
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 
@@ -44,9 +45,9 @@ class Lifecycle(Middleware):
         if isinstance(broker, LaneBroker) and broker.bus.mode != "redis":
             log.critical("%s", MemoryWorker())
             raise SystemExit(EXIT_USAGE)
-        # Runners that signal the whole process group would have SIGTERM arrive twice (Dramatiq's master forwards it),
-        # and a second one kills: 9 of 10 stops under honcho killed running jobs.
-        if os.getpid() != os.getpgid(0):
+        # A runner that signals the whole process group would have SIGTERM arrive twice in a child of Dramatiq's master,
+        # which forwards it, and a second one kills: 9 of 10 stops under honcho killed running jobs.
+        if multiprocessing.parent_process() is not None:
             os.setpgid(0, 0)
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
@@ -54,6 +55,9 @@ class Lifecycle(Middleware):
             return
         try:
             self._runtime.start(broker, self._bindings())
+            if self._is_process and broker.bus.mode != "redis":  # the server was away, and the bus fell back
+                self._runtime.stop(broker)
+                raise MemoryWorker
         except BootFailed as error:
             if self._is_process:
                 log.critical("%s", error, exc_info=_worth_a_trace(error))

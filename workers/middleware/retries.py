@@ -15,7 +15,7 @@ from typing import Any
 from dramatiq import Broker, MessageProxy
 from dramatiq.common import compute_backoff
 from dramatiq.errors import Retry
-from dramatiq.middleware import Retries
+from dramatiq.middleware import Retries, Shutdown
 
 from workers.broker.message import LaneMessage
 
@@ -50,6 +50,10 @@ class LaneRetries(Retries):
         if isinstance(exception, NotForUs):
             message.attempts.pop()  # not an attempt: nobody has tried
             message.retry_in_ms = LEFT_FOR_MS
+            return
+        if isinstance(exception, Shutdown):
+            message.attempts.pop()  # the worker is stopping: another one begins it anew, at once
+            message.hand_back = True
             return
         if (throws and isinstance(exception, throws)) or isinstance(exception, Unreadable):
             message.fail()

@@ -67,6 +67,13 @@ if #stale > 0 then
   forget(stale)
 end
 
+-- 5. A ring that a dying worker took along is rung again.
+for _, name in ipairs(call('HKEYS', P .. 'pending')) do
+  for prio = 0, 2 do
+    if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then ring(name) end
+  end
+end
+
 ring_all()
 local next_due = call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')[2]
 return { next_due and math.max(0, tonumber(next_due) - now) or -1, recovered, handed_back }

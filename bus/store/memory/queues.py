@@ -229,6 +229,12 @@ class Queues:
                 self._make_ready(address.route, _Ready(address.key, ""))
         return self._due[0][0] - now_ms if self._due else None
 
+    def ring_again(self) -> None:
+        """Ring wherever work is ready: whoever took the last ring may have died."""
+        for route, ready in self._ready.items():
+            if ready:
+                self._ring(f"{route.queue}|{route.handler}")
+
     def expire_letters(self, before_ms: int) -> None:
         """Drop dead letters older than that."""
         while self._letters and next(iter(self._letters.values())).at_ms <= before_ms:

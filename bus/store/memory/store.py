@@ -159,6 +159,7 @@ class MemoryStore:
             recovered = self._queues.recover(now, max_lost)
             next_due = self._queues.promote(now)
             self._queues.expire_letters(now - RETENTION_MS)
+            self._queues.ring_again()
             return Beat(next_due, recovered, handed_back)
 
     def leave(self, worker: str) -> int:

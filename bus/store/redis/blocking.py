@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 POOL = 32
 """Connections for commands, a process; more threads than that wait their turn."""
+WORKER_BELL_S = 60
 LONGEST_WAIT_S = 10.0
 """The longest a blocking wait is left on the server; longer ones are made of these."""
 
@@ -129,7 +130,13 @@ class RedisStore:
 
     def poke(self, name: str) -> None:
         with translated(self.link, writing=True):
-            self._commands.rpush(f"{self.prefix}wake:{name}", b"1")
+            key = f"{self.prefix}wake:{name}"
+            pipe = self._commands.pipeline(transaction=True)
+            pipe.delete(key)
+            pipe.rpush(key, b"1")
+            if name.startswith("@"):  # a worker's own bell, which may be gone already
+                pipe.expire(key, WORKER_BELL_S)
+            pipe.execute()
 
     def pending(self, queue: str) -> int:
         with translated(self.link, writing=False):
