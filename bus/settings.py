@@ -30,7 +30,7 @@ class Limits(NamedTuple):
     ttl_s: float = 24 * 3600
     window_s: float = 300
     deadline_s: float = 5
-    lease_s: float = 8
+    lease_s: float = 7
 
     def checked(self) -> Limits:
         """Itself, if every number makes sense; otherwise :class:`~bus.errors.InvalidSettings`."""

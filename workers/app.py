@@ -15,7 +15,8 @@ from workers.context import Context
 from workers.errors import InvalidHandler
 from workers.middleware import CURRENT, NotForUs, Unreadable, stack
 from workers.registry import Handler, Priority, make_handler
-from workers.runtime import Lifespan, Runtime
+from workers.resources import Lifespan
+from workers.runtime import Runtime
 
 __all__ = ["App"]
 

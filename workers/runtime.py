@@ -2,8 +2,8 @@
 
 ::
 
-    boot:  bus -> event loop -> the bus's side on it -> resources (lifespans, in order) -> bindings -> lease -> work
-    stop:  quiet (take no more) -> work ends -> lease (settle, hand back) -> resources (in reverse) -> the bus's side
+    boot:  bus -> event loop -> the bus's side on it -> lifespans, in order -> bindings -> lease -> work
+    stop:  quiet (take no more) -> work ends -> lease (settle, hand back) -> lifespans, in reverse -> the bus's side
            (connections closed, listeners ended) -> event loop (tasks cancelled) -> bus
 
 A boot that fails closes what had opened, in reverse. Every step of a stop has a deadline.
@@ -12,18 +12,16 @@ A boot that fails closes what had opened, in reverse. Every step of a stop has a
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Sequence
 
 from bus import Bus
 from bus.bindings import Binding
 from workers.broker import LaneBroker
 from workers.errors import BootFailed
 from workers.loop import WorkerLoop
+from workers.resources import Lifespan, Resources
 
-__all__ = ["Lifespan", "Runtime"]
-
-Lifespan = Callable[[], AsyncIterator[None]]
+__all__ = ["Runtime"]
 
 BOOT_S = 60.0
 STOP_S = 5.0
@@ -34,12 +32,12 @@ log = logging.getLogger("callboard.workers")
 class Runtime:
     """One for each App. ``start`` and ``stop`` bear being called twice."""
 
-    def __init__(self, bus: Bus, lifespans: list[Lifespan]) -> None:
+    def __init__(self, bus: Bus, lifespans: Sequence[Lifespan]) -> None:
         self.loop = WorkerLoop()
         self.stopping = False
         self._bus = bus
         self._lifespans = lifespans
-        self._resources: AsyncExitStack | None = None
+        self._resources: Resources | None = None
 
     def start(self, broker: LaneBroker, bindings: Iterable[Binding]) -> None:
         """Open everything. Raises :class:`~workers.errors.BootFailed`, with the cause behind it, and leaves nothing open."""
@@ -49,23 +47,20 @@ class Runtime:
         try:
             self._bus.usable()
             self.loop.start()
-            self._resources = AsyncExitStack()
-            self.loop.call(self._open(self._resources), BOOT_S)
+            self._resources = Resources(self._bus, self._lifespans)
+            self.loop.call(self._resources.open(), BOOT_S)
             self._bus.bind(bindings)
             broker.lease.start()
         except BaseException as error:
             self.stop(broker)
+            if not isinstance(error, Exception):
+                raise
             raise BootFailed(f"the worker could not start: {_line(error)}") from error
-
-    async def _open(self, resources: AsyncExitStack) -> None:
-        await resources.enter_async_context(self._bus.using())
-        for lifespan in self._lifespans:
-            await resources.enter_async_context(asynccontextmanager(lifespan)())
 
     def quiet(self, broker: LaneBroker) -> None:
         """Take no more work. Handlers see ``ctx.cancelled``."""
         self.stopping = True
-        broker.lease.quiet = True
+        broker.lease.be_quiet()
 
     def stop(self, broker: LaneBroker) -> None:
         """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
@@ -74,12 +69,13 @@ class Runtime:
         resources, self._resources = self._resources, None
         if resources is not None:
             try:
-                self.loop.call(resources.aclose(), STOP_S)
+                self.loop.call(resources.close(), STOP_S)
             except Exception:
                 log.exception("closing the worker's resources failed; going on")
         self.loop.stop(STOP_S)
         self._bus.rest()
 
 
-def _line(error: BaseException) -> str:
+def _line(error: Exception) -> str:
+    """Our own errors say it all; of a foreign one the kind is needed as well."""
     return f"{error}" if type(error).__module__.startswith(("bus", "workers")) else f"{type(error).__name__}: {error}"

@@ -50,7 +50,7 @@ class Lease:
         self.changed = threading.Condition()
         """Notified when something rang, was settled or is ending; guards what the consumers share."""
         self.quiet = False
-        """Set to stop taking."""
+        """Whether it has stopped taking."""
         self._store = store
         self._lease_ms = lease_ms
         self._handlers_of = handlers_of
@@ -82,6 +82,14 @@ class Lease:
             thread = threading.Thread(target=run, name=f"callboard {name}", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def be_quiet(self) -> None:
+        """Take no more; what was taken may still be settled. Safe twice."""
+        with self.changed:
+            was_quiet, self.quiet = self.quiet, True
+            self.changed.notify_all()
+        if not was_quiet:
+            self.refresh()  # the bell must not swallow rings that are for others now
 
     def close(self) -> None:
         """Settle what is waiting, hand the rest back and end the threads, each within a deadline. Safe twice."""

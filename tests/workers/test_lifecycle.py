@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.middleware import MiddlewareError
+
+from bus import Bus, BusClosed, Delivery, Event
+from tests import leaks
+from tests.waiting import wait_until
+from tests.workers.running import start_program, working
+from workers import App, BootFailed, Context
+
+
+class Cue(Event, type="test.cue", version=1):
+    agent_id: str = "a1"
+    n: int = 0
+
+
+@pytest.fixture
+def bus(url: str, namespace: str) -> Iterator[Bus]:
+    bus = Bus(url, namespace=namespace)
+    yield bus
+    bus.close_sync()
+
+
+@pytest.fixture
+def app(bus: Bus) -> App:
+    return App(bus)
+
+
+def test_resources_are_opened_before_the_first_event_and_closed_after_the_last_in_reverse(app: App, bus: Bus) -> None:
+    story: list[str] = []
+
+    @app.lifespan
+    async def first() -> AsyncIterator[None]:
+        story.append("first opened")
+        yield
+        story.append("first closed")
+
+    @app.lifespan
+    async def second() -> AsyncIterator[None]:
+        await bus.publish(Cue())
+        story.append("second opened")
+        yield
+        await bus.publish(Cue())  # the bus is still open
+        story.append("second closed")
+
+    @app.on(Cue)
+    async def handler(event: Cue) -> None:
+        await asyncio.sleep(0.01)
+        story.append("handled")
+
+    app.bind()
+    with working(app):
+        app.broker.join("default", timeout=5000)
+
+    assert story == ["first opened", "second opened", "handled", "second closed", "first closed"]
+
+
+def test_a_listener_in_a_resource_hears_events_and_ends_with_the_worker(app: App, bus: Bus) -> None:
+    story: list[Any] = []
+
+    async def listen() -> None:
+        try:
+            async with bus.listen() as listener:
+                story.append("listening")
+                async for item in listener:
+                    assert isinstance(item, Delivery)
+                    story.append(item.event)
+        finally:
+            story.append("ended")
+
+    @app.lifespan
+    async def resources() -> AsyncIterator[None]:
+        task = asyncio.create_task(listen())
+        yield
+        del task  # nobody cancels it: closing the bus's side does
+
+    @app.on(Cue)
+    def handler(event: Cue) -> None: ...
+
+    with working(app):
+        wait_until(lambda: story == ["listening"], "the listener")
+        bus.publish_sync(Cue(n=1))
+        wait_until(lambda: len(story) == 2, "the event to be heard")
+
+    assert story == ["listening", Cue(n=1), "ended"]
+
+
+def test_a_resource_that_fails_fails_the_boot_and_unwinds_what_was_open(app: App) -> None:
+    story: list[str] = []
+
+    @app.lifespan
+    async def good() -> AsyncIterator[None]:
+        story.append("opened")
+        yield
+        story.append("closed")
+
+    @app.lifespan
+    async def bad() -> AsyncIterator[None]:
+        raise ConnectionError("no database at db:5432")
+        yield  # type: ignore[unreachable]
+
+    worker = dramatiq.Worker(app.broker, worker_threads=1)
+    with pytest.raises(BootFailed, match="no database at db:5432") as failed:
+        worker.start()
+
+    assert story == ["opened", "closed"]
+    assert isinstance(failed.value, MiddlewareError)  # what Dramatiq lets through
+
+
+def test_a_resource_that_fails_on_the_way_out_does_not_keep_the_others_open(app: App) -> None:
+    story: list[str] = []
+
+    @app.lifespan
+    async def good() -> AsyncIterator[None]:
+        yield
+        story.append("closed")
+
+    @app.lifespan
+    async def bad() -> AsyncIterator[None]:
+        yield
+        raise RuntimeError("cannot say goodbye")
+
+    with working(app):
+        pass
+
+    assert story == ["closed"]
+
+
+def test_tasks_that_handlers_left_behind_are_cancelled_and_their_finally_runs(app: App, bus: Bus) -> None:
+    story: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def linger() -> None:
+        try:
+            story.append("lingering")
+            await asyncio.Event().wait()
+        finally:
+            story.append("cancelled")
+
+    @app.on(Cue)
+    async def handler(event: Cue) -> None:
+        tasks.append(asyncio.create_task(linger()))
+
+    with working(app):
+        bus.publish_sync(Cue())
+        wait_until(lambda: story == ["lingering"], "the task")
+
+    assert story == ["lingering", "cancelled"]
+
+
+def test_what_a_stopping_worker_had_not_begun_is_the_next_ones_in_order(app: App, bus: Bus) -> None:
+    begun, release = threading.Event(), threading.Event()
+    handled: list[int] = []
+
+    @app.on(Cue, key="agent_id")
+    def handler(event: Cue, ctx: Context) -> None:
+        begun.set()
+        release.wait(10)
+        handled.append(event.n)
+
+    app.bind()
+    for agent in ("a1", "a2", "a3"):
+        for n in range(3):
+            bus.publish_sync(Cue(agent_id=agent, n=n))
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    assert begun.wait(5)
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    wait_until(lambda: app.broker.lease.quiet, "the worker to be quiet")
+    release.set()
+    stopping.join(10)
+    after_first = list(handled)
+    with working(app, threads=1):
+        app.broker.join("default", timeout=5000)
+
+    assert after_first == [0]
+    assert len(handled) == 9
+    assert bus.store.dead_count() == 0
+
+
+def test_a_handler_sees_that_the_worker_is_stopping(app: App, bus: Bus) -> None:
+    seen: list[bool] = []
+    begun = threading.Event()
+
+    @app.on(Cue)
+    def handler(event: Cue, ctx: Context) -> None:
+        seen.append(ctx.cancelled)
+        begun.set()
+        wait_until(lambda: ctx.cancelled, "the worker to stop")
+        seen.append(ctx.cancelled)
+
+    with working(app):
+        bus.publish_sync(Cue())
+        assert begun.wait(5)
+
+    assert seen == [False, True]
+
+
+def test_a_worker_closes_only_what_it_opened(app: App, bus: Bus) -> None:
+    @app.on(Cue)
+    def handler(event: Cue) -> None: ...
+
+    bus.open_sync()
+    with working(app):
+        pass
+    assert bus.publish_sync(Cue()).jobs == 1
+    bus.close_sync()
+
+    with pytest.raises(BusClosed):
+        bus.publish_sync(Cue())
+
+
+def test_twenty_starts_and_stops_under_load_leave_nothing(app: App, bus: Bus) -> None:
+    handled: list[int] = []
+
+    @app.on(Cue, key="agent_id")
+    async def handler(event: Cue) -> None:
+        handled.append(event.n)
+
+    threads, sockets = leaks.threads_now(), leaks.sockets_now()
+    for n in range(20):
+        with working(app):
+            for _ in range(5):
+                bus.publish_sync(Cue(agent_id=f"a{n % 3}", n=n))
+    with working(app):
+        app.broker.join("default", timeout=5000)
+    bus.rest()
+
+    assert len(handled) == 100
+    wait_until(lambda: leaks.threads_now() <= threads, "all threads to end")
+    wait_until(lambda: len(leaks.sockets_now()) <= len(sockets), "all sockets to be closed")
+
+
+WORKER = """
+import os, sys, time
+import dramatiq
+from bus import Bus
+from workers import App
+app = App(Bus(sys.argv[1], namespace=sys.argv[2]))
+@app.on("test.cue", key="agent_id", name="handler")
+def handler(event):
+    with open(sys.argv[3], "a") as ledger:
+        ledger.write(f"{os.getpid()} {event['n']}\\n")
+    if event["n"] == 1 and sys.argv[4] == "hang":
+        time.sleep(600)
+worker = dramatiq.Worker(app.broker, worker_threads=2)
+worker.start()
+print("ready", flush=True)
+sys.stdin.read()
+worker.stop()
+"""
+
+
+@pytest.mark.slow
+def test_the_events_of_a_killed_worker_run_again_within_ten_seconds(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    bus = Bus(redis_url, namespace=namespace)
+    doomed = start_program(WORKER, redis_url, namespace, str(ledger), "hang")
+    assert doomed.stdout is not None
+    assert doomed.stdout.readline() == "ready\n"
+    for n in range(4):
+        bus.publish_sync({"type": "test.cue", "agent_id": "a1", "n": n})
+    wait_until(
+        lambda: ledger.exists() and ledger.read_text().endswith(" 1\n"), "the handler to hang in the second event"
+    )
+
+    doomed.send_signal(signal.SIGKILL)
+    doomed.communicate()
+    heir = start_program(WORKER, redis_url, namespace, str(ledger), "work")
+    try:
+        wait_until(lambda: ledger.read_text().count("\n") == 5, "the events to run again", timeout=10)
+    finally:
+        heir.communicate("", timeout=20)
+    bus.close_sync()
+
+    assert [line.split()[1] for line in ledger.read_text().splitlines()] == ["0", "1", "1", "2", "3"]
+    assert heir.returncode == 0

@@ -1,0 +1,69 @@
+"""An app's resources on the worker's loop: the bus's side there, then the lifespans, opened and closed by one task.
+
+One task from beginning to end, because task groups, timeouts and cancel scopes inside a lifespan belong to the task
+that entered them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from bus import Bus
+
+__all__ = ["Lifespan", "Resources"]
+
+Lifespan = Callable[[], AsyncIterator[None]]
+
+log = logging.getLogger("callboard.workers")
+
+
+class Resources:
+    """Opened once, closed once; both on the loop."""
+
+    def __init__(self, bus: Bus, lifespans: Sequence[Lifespan]) -> None:
+        self._bus = bus
+        self._lifespans = lifespans
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open all, in order. Raises what the first failing one raised, with those before it closed again."""
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._hold(opened), name="callboard resources")
+        try:
+            await opened
+        except asyncio.CancelledError:  # the boot took too long
+            self._task.cancel()
+            raise
+
+    async def close(self) -> None:
+        """Close all, in reverse. One that fails is logged, and does not keep the others open. Safe twice."""
+        self._closing.set()
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
+    async def _hold(self, opened: asyncio.Future[None]) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self._bus.using())
+                for lifespan in self._lifespans:
+                    resource = asynccontextmanager(lifespan)()
+                    await resource.__aenter__()
+                    stack.push_async_callback(_leave, resource)
+                opened.set_result(None)
+                await self._closing.wait()
+        except BaseException as error:
+            if opened.done():
+                raise
+            opened.set_exception(error)
+
+
+async def _leave(resource: AbstractAsyncContextManager[None]) -> None:
+    """Close one. Its own failure ends here: thrown into the outer ones it would keep them from closing."""
+    try:
+        await resource.__aexit__(None, None, None)
+    except Exception:
+        log.exception("closing a resource failed; going on with the others")
