@@ -27,7 +27,7 @@ from bus.hub import Hub
 from bus.listener import After, Item, Joined, Listener, Reader
 from bus.position import Position
 from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
-from bus.settings import Limits, check_log, check_namespace, settle_url
+from bus.settings import Limits, check_log, settle_namespace, settle_url
 from bus.store.base import LoopStore, Store
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
@@ -71,7 +71,7 @@ class Bus:
 
     ``url``: ``memory://`` (private to this object), ``memory://name`` (shared in the process), or ``redis://``,
     ``rediss://``, ``unix://``. Without one, ``BUS_URL``, then ``REDIS_URL``, then memory. ``namespace`` is the app's own
-    world on that server. With ``fallback="memory"`` a server that is away when the bus is opened is replaced by memory,
+    world on that server (else ``BUS_NAMESPACE``, else ``callboard``). With ``fallback="memory"`` a server that is away when the bus is opened is replaced by memory,
     with a warning; nothing is handed over later. The numbers are explained in :class:`bus.settings.Limits`.
 
     One object serves several event loops and threads. ``async with bus`` (or ``open`` and ``close``) frees what a loop
@@ -84,7 +84,7 @@ class Bus:
         self,
         url: str | None = None,
         *,
-        namespace: str = "callboard",
+        namespace: str | None = None,
         fallback: Literal["memory"] | None = None,
         source: str | None = None,
         max_bytes: int = Limits().max_bytes,
@@ -95,7 +95,7 @@ class Bus:
         lease_s: float = Limits().lease_s,
         clock: Clock | None = None,
     ) -> None:
-        self.namespace = check_namespace(namespace)
+        self.namespace = settle_namespace(namespace)
         self.limits = Limits(max_bytes, cap, ttl_s, window_s, deadline_s, lease_s).checked()
         self.clock = clock or Clock()
         if fallback not in (None, "memory"):
@@ -103,7 +103,7 @@ class Bus:
         self._fallback = fallback
         self._fell_back = False
         self._store = self._make_store(settle_url(url))
-        self._publisher = Publisher(source or f"/{namespace}", self.limits, self.clock)
+        self._publisher = Publisher(source or f"/{self.namespace}", self.limits, self.clock)
         self._lock = threading.RLock()
         self._sides: dict[asyncio.AbstractEventLoop, _Side] = {}
         self._thread_owners = 0

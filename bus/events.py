@@ -61,9 +61,8 @@ class Event(BaseModel):
         """Name the finished class and enter it in the table. Runs once the fields stand: a broken one stays out."""
         super().__pydantic_init_subclass__(**config)
         generic = cls.__pydantic_generic_metadata__["origin"]
-        if (
-            generic is not None and issubclass(generic, Event) and type is None
-        ):  # Moved[Post] is Moved with its fields filled in, not another event
+        # Moved[Post] is Moved with its fields filled in, not another event.
+        if generic is not None and issubclass(generic, Event) and type is None:
             cls.__event_type__, cls.__event_version__ = generic.__event_type__, generic.__event_version__
             return
         if type is None and version is not None:

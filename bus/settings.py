@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bus.errors import InvalidLog, InvalidSettings, InvalidTopic
 from bus.topics import check_topic
 
-__all__ = ["DEFAULT_LOG", "Limits", "check_log", "check_namespace", "settle_url"]
+__all__ = ["DEFAULT_LOG", "Limits", "check_log", "settle_namespace", "settle_url"]
 
 DEFAULT_LOG = "main"
 
@@ -44,6 +44,7 @@ class _Environment(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
 
     url: SecretStr = Field(default=SecretStr("memory://"), validation_alias=AliasChoices("BUS_URL", "REDIS_URL"))
+    namespace: str = Field(default="callboard", validation_alias="BUS_NAMESPACE")
 
 
 def settle_url(url: str | None) -> str:
@@ -58,8 +59,13 @@ def settle_url(url: str | None) -> str:
     return url
 
 
-def check_namespace(namespace: str) -> str:
-    """The namespace, or :class:`~bus.errors.InvalidSettings` if it cannot be one."""
+def settle_namespace(namespace: str | None) -> str:
+    """The namespace to use: the given one, else ``BUS_NAMESPACE``, else ``callboard``.
+
+    Raises :class:`~bus.errors.InvalidSettings` for one that cannot be.
+    """
+    if namespace is None:
+        namespace = _Environment().namespace
     if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
         raise InvalidSettings("a namespace has 1 to 64 characters of a-z A-Z 0-9 _ . ~ @ -")
     return namespace

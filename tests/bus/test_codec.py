@@ -10,6 +10,7 @@ import decimal
 import enum
 import json
 import math
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable
@@ -53,6 +54,11 @@ def body(**changes: Any) -> bytes:
     """A valid body with some attributes replaced."""
     attributes: dict[str, Any] = json.loads(encode(wrapped({"type": "codec.plain", "x": 1})))
     return json.dumps(attributes | changes).encode()
+
+
+def logged(error: BaseException) -> str:
+    """What a log shows of an error: its text, and that of the errors behind it."""
+    return "".join(traceback.format_exception(error))
 
 
 def nested(levels: int) -> list[Any]:
@@ -241,12 +247,12 @@ def test_a_published_dict_is_left_as_it_is() -> None:
 
 
 def test_a_dict_that_its_type_refuses_is_refused_by_field_name_without_its_values() -> None:
-    with pytest.raises(
-        InvalidEvent, match=r"codec\.posted version 2: agent_id: Field required; text: .*string"
-    ) as caught:
-        wrapped({"type": "codec.posted", "text": ["secret"]})
+    event = {"type": "codec.posted", "text": ["secret"]}
 
-    assert "secret" not in f"{caught.value} {caught.value.__cause__}"
+    with pytest.raises(InvalidEvent, match=r"version 2: agent_id: Field required; text: .*string") as caught:
+        wrapped(event)
+
+    assert "secret" not in logged(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +318,7 @@ def test_a_value_that_json_cannot_carry_is_named_by_place_and_type_only(
     with pytest.raises(InvalidEvent, match=hint) as caught:
         wrapped(event)
 
-    assert "secret" not in str(caught.value)
-    assert caught.value.__suppress_context__ or "secret" not in str(caught.value.__cause__)
+    assert "secret" not in logged(caught.value)
 
 
 def test_an_event_that_was_changed_unchecked_is_refused_without_a_warning_that_quotes_it() -> None:
@@ -322,7 +327,7 @@ def test_an_event_that_was_changed_unchecked_is_refused_without_a_warning_that_q
     with warnings.catch_warnings(record=True) as warned, pytest.raises(InvalidEvent, match="does not fit") as caught:
         wrapped(event)
 
-    assert "secret" not in str(caught.value)
+    assert "secret" not in logged(caught.value)
     assert not warned
 
 
@@ -502,10 +507,12 @@ def test_a_body_over_the_limit_is_too_large_and_one_at_the_limit_is_not() -> Non
 
 
 def test_what_is_refused_is_never_quoted() -> None:
-    with pytest.raises(InvalidEvent) as caught:
-        decode(body(data={"text": "secret", "x": math.nan}, time="secret", later=["secret"]))
+    wire = body(data={"text": "secret", "x": math.nan}, time="secret", later=["secret"])
 
-    assert "secret" not in f"{caught.value} {caught.value.__cause__}"
+    with pytest.raises(InvalidEvent) as caught:
+        decode(wire)
+
+    assert "secret" not in logged(caught.value)
 
 
 # -- read --------------------------------------------------------------------------------------------------------------
@@ -528,7 +535,7 @@ def test_data_that_its_model_refuses_is_an_invalid_event_without_its_values() ->
     with pytest.raises(InvalidEvent, match=r"not a codec\.posted version 2: agent_id: .*string") as caught:
         read(decode(wire))
 
-    assert "secret" not in f"{caught.value} {caught.value.__cause__}"
+    assert "secret" not in logged(caught.value)
 
 
 def test_a_tag_of_no_variant_is_not_quoted() -> None:
@@ -555,6 +562,21 @@ def test_names_inside_the_data_cannot_smuggle_control_characters_into_the_text()
 
     with pytest.raises(InvalidEvent) as caught:
         read(decode(wire))
+
+    assert str(caught.value).isprintable()
+
+
+def test_the_words_of_an_app_s_own_validator_are_kept_without_control_characters() -> None:
+    class Polite(Event, type="codec.polite"):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def refuse(cls, _text: str) -> str:
+            raise ValueError("say please \x1b[31m")
+
+    with pytest.raises(InvalidEvent, match=r"text: .*say please") as caught:
+        wrapped({"type": "codec.polite", "text": "secret"})
 
     assert str(caught.value).isprintable()
 

@@ -105,7 +105,7 @@ def test_a_refusal_says_what_is_wrong(topic: str, hint: str) -> None:
         ("***", "whole segment"),
         ("*:", "empty"),
         ("$sys:*", r"'\$' marks"),
-        (":".join(["*", *["a" * 63] * 3, "a" * 62, "**"]), "255 bytes"),
+        (":".join([*["a" * 63] * 3, "b" * 61, "**"]), "256 characters"),
     ],
 )
 def test_a_malformed_pattern_says_what_is_wrong(pattern: str, hint: str) -> None:
