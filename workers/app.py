@@ -10,6 +10,7 @@ import dramatiq
 
 from bus import Bus, BusError, Envelope, Event, codec, events
 from bus.bindings import Binding
+from bus.envelope import dataschema
 from workers.broker import LaneBroker, make_broker
 from workers.context import Context
 from workers.errors import InvalidHandler
@@ -138,6 +139,9 @@ def _read(envelope: Envelope) -> Event | dict[str, Any]:
     known = events.versions(envelope.type)
     if known and envelope.version is not None and envelope.version > known[-1]:
         raise NotForUs(f"{envelope.type} version {envelope.version}; this process knows up to {known[-1]}")
+    if known and envelope.version is None:
+        # Its publisher knew the type by name alone (the command line, another language): a handler still gets its model.
+        envelope = envelope.model_copy(update={"dataschema": dataschema(envelope.type, known[-1])})
     try:
         return codec.read(envelope)
     except BusError as error:

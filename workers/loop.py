@@ -31,7 +31,7 @@ class WorkerLoop:
     def start(self) -> None:
         """Run the loop, and make it the one that Dramatiq's async actors use."""
         if self._thread is None:
-            thread = EventLoopThread(log)
+            thread = EventLoopThread(logging.getLogger("dramatiq.asyncio"))  # it tells of its start at INFO
             thread.daemon = True
             thread.name = "callboard loop"
             thread.start(timeout=5)

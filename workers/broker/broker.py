@@ -58,6 +58,8 @@ class LaneBroker(Broker):
     def __init__(self, bus: Bus, middleware: list[Middleware], *, fail_fast_default: bool = True) -> None:
         self.bus = bus
         self.fail_fast_default = fail_fast_default
+        self.owns_process = False
+        """Set by a command line whose process only works: a boot that fails ends it, with an exit code."""
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
         self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.handlers_of)
         super().__init__(middleware)

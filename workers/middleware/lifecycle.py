@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable
 
 from dramatiq import Broker, Worker
@@ -37,29 +38,30 @@ class Lifecycle(Middleware):
     def __init__(self, runtime: Runtime, bindings: Callable[[], Iterable[Binding]]) -> None:
         self._runtime = runtime
         self._bindings = bindings
-        self._is_process = False
 
     def after_process_boot(self, broker: Broker) -> None:
-        """Only command lines emit this: the process is a worker and nothing else."""
-        self._is_process = True
-        if isinstance(broker, LaneBroker) and broker.bus.mode != "redis":
+        """Command lines emit this, and so do tests with a worker inside; only the first have a process to end."""
+        if not isinstance(broker, LaneBroker):
+            return
+        if _is_child_of_dramatiq():
+            broker.owns_process = True
+            # A runner that signals the whole process group would have SIGTERM arrive twice in a child of Dramatiq's
+            # master, which forwards it, and a second one kills: 9 of 10 stops under honcho killed running jobs.
+            os.setpgid(0, 0)
+        if broker.owns_process and broker.bus.mode != "redis":
             log.critical("%s", MemoryWorker())
             raise SystemExit(EXIT_USAGE)
-        # A runner that signals the whole process group would have SIGTERM arrive twice in a child of Dramatiq's master,
-        # which forwards it, and a second one kills: 9 of 10 stops under honcho killed running jobs.
-        if multiprocessing.parent_process() is not None:
-            os.setpgid(0, 0)
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         if not isinstance(broker, LaneBroker):
             return
         try:
             self._runtime.start(broker, self._bindings())
-            if self._is_process and broker.bus.mode != "redis":  # the server was away, and the bus fell back
+            if broker.owns_process and broker.bus.mode != "redis":  # the server was away, and the bus fell back
                 self._runtime.stop(broker)
                 raise MemoryWorker
         except BootFailed as error:
-            if self._is_process:
+            if broker.owns_process:
                 log.critical("%s", error, exc_info=_worth_a_trace(error))
                 raise SystemExit(EXIT_BOOT) from None
             raise WorkerBootError(str(error)) from error
@@ -71,6 +73,11 @@ class Lifecycle(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LaneBroker):
             self._runtime.stop(broker)
+
+
+def _is_child_of_dramatiq() -> bool:
+    """Whether this process is one that ``dramatiq module:broker`` has forked or spawned."""
+    return multiprocessing.parent_process() is not None and "dramatiq.cli" in sys.modules
 
 
 def _worth_a_trace(error: BootFailed) -> bool:

@@ -51,8 +51,8 @@ class LaneRetries(Retries):
             message.attempts.pop()  # not an attempt: nobody has tried
             message.retry_in_ms = LEFT_FOR_MS
             return
-        if isinstance(exception, Shutdown):
-            message.attempts.pop()  # the worker is stopping: another one begins it anew, at once
+        if isinstance(exception, Shutdown) and message.envelope is not None:
+            message.attempts.pop()  # the worker is stopping: another one begins the event anew, at once
             message.hand_back = True
             return
         if (throws and isinstance(exception, throws)) or isinstance(exception, Unreadable):
