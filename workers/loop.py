@@ -50,7 +50,7 @@ class WorkerLoop:
         future = self.submit(work)
         try:
             return future.result(timeout_s)
-        except TimeoutError:
+        except BaseException:  # the time is over, or a signal ends the wait
             future.cancel()
             raise
 

@@ -470,3 +470,31 @@ def test_in_a_rolling_deploy_the_old_workers_leave_the_new_handlers_jobs_alone(r
     assert handled == [("old", "before"), ("old", "after"), ("new", "after")]
     assert buses[0].store.dead_count() == 0
     buses[0].store.close()
+
+
+@pytest.mark.parametrize("stated", ["1", None])
+def test_an_older_or_unstated_version_is_read_by_the_model_that_the_handler_knows(
+    app: App, bus: Bus, namespace: str, stated: str | None
+) -> None:
+    type_name = f"test.{namespace}"
+    handled: list[Event] = []
+
+    class Newest(Event, type=type_name, version=3):
+        text: str
+        mood: str = "calm"
+
+    @app.on(Newest, name="reader")
+    def handler(event: Newest) -> None:
+        handled.append(event)
+
+    schema = f'"dataschema":"urn:callboard:{type_name}:{stated}",' if stated else ""
+    older = (
+        f'{{"specversion":"1.0","id":"x1","type":"{type_name}","source":"/t","time":"2026-01-01T00:00:00.000Z",'
+        f'{schema}"data":{{"text":"old"}}}}'
+    )
+    bus.usable()
+    bus.store.enqueue(Job("x1", Route("default", "reader", 1), "", b"e" + older.encode()), 1000)
+    with working(app):
+        app.broker.join("default", timeout=5000)
+
+    assert handled == [Newest(text="old")]

@@ -1,0 +1,63 @@
+"""From ``module:app`` to the app, or to one line that says why there is none."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from bus import BusError
+from workers.app import App
+from workers.errors import AppNotFound, WorkersError
+
+__all__ = ["load_app"]
+
+
+def load_app(where: str) -> App:
+    """Import ``module:attribute.path`` (the attribute is ``app`` unless named), with the current folder on the path.
+
+    Raises :class:`~workers.errors.AppNotFound`. What a module raises while it is imported is named in its text.
+    """
+    module_name, _, path = where.partition(":")
+    path = path or "app"
+    if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
+        raise AppNotFound(f"{where[:80]!r} names no app: write MODULE:APP, as in shop.events:app")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: Any = _import(module_name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise AppNotFound(f"module {module_name!r} has no {path!r}{_instead(module_name)}")
+        found = getattr(found, part)
+    if not isinstance(found, App):
+        raise AppNotFound(f"{where!r} is a {type(found).__name__}, not a workers.App{_instead(module_name)}")
+    return found
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise AppNotFound(
+                f"there is no module {name!r} here: start in the folder that it is imported from"
+            ) from None
+        raise _failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(name, error) from error
+
+
+def _failed(name: str, error: BaseException) -> AppNotFound:
+    what = f"importing module {name!r} failed: {type(error).__name__}: {error}"
+    # Our own errors say what to do.
+    if isinstance(error, BusError | WorkersError):
+        return AppNotFound(what)
+    return AppNotFound(f"{what} (python -c 'import {name}' shows where)")
+
+
+def _instead(module_name: str) -> str:
+    module = sys.modules[module_name]
+    apps = sorted(name for name, value in vars(module).items() if isinstance(value, App))
+    return f"; it has {', '.join(apps)}" if apps else ": make one with app = App(bus)"

@@ -1,0 +1,131 @@
+"""``callboard tail``: watch events as they are published."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import Annotated
+
+import typer
+
+from bus import Bus, Delivery, Gap
+from workers.cli.options import Json, Log, Namespace, Url, server_bus
+from workers.cli.outcome import Failed
+from workers.cli.terminal import printable, tell
+
+__all__ = ["tail"]
+
+
+def tail(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATTERN", help="Topics or patterns, as in global or 'agent:*'. Default: all."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", metavar="POSITION", help="Begin behind this position; 0 for all that is kept."),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="End after N events.")] = None,
+    log: Log = None,
+    as_json: Json = False,
+    url: Url = None,
+    namespace: Namespace = None,
+) -> None:
+    """Watch events live, in the order of the log; Ctrl-C ends it.
+
+    Without --after it begins now. A hole that cannot be repaired is shown as a line of its own.
+
+    For example:
+
+        callboard tail
+
+        callboard tail 'agent:*' --after 0 --json | jq .data
+    """
+    bus = server_bus(url, namespace, purpose="nothing that others publish would ever arrive here")
+    lines = _JsonLines() if as_json else _HumanLines()
+    try:
+        asyncio.run(_follow(bus, tuple(patterns or ("**",)), after, log, count, lines))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return  # how a tail ends
+    except BrokenPipeError:
+        return  # whoever read it has seen enough
+
+
+async def _follow(
+    bus: Bus, patterns: tuple[str, ...], after: str | None, log: str | None, count: int | None, lines: _Lines
+) -> None:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - asyncio.run made one
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    listener = bus.listen(*patterns, after=after, log=log)  # complains about its arguments before the server is asked
+    async with bus:
+        if log is not None:
+            await asyncio.to_thread(_check_log_exists, bus, log)
+        async with listener:
+            whereto = f"log {log!r} of namespace {bus.namespace!r}" if log else f"namespace {bus.namespace!r}"
+            tell(f"listening to {' '.join(patterns)} in {whereto} (Ctrl-C ends)")
+            seen = 0
+            async for item in listener:
+                print(lines.gap(item) if isinstance(item, Gap) else lines.event(item), flush=True)
+                seen += isinstance(item, Delivery)
+                if seen == count:
+                    return
+
+
+def _check_log_exists(bus: Bus, log: str) -> None:
+    logs = bus.store.logs()
+    if log not in logs:
+        raise Failed(f"there is no log {log!r} here: {', '.join(logs) if logs else 'nothing was published yet'}")
+
+
+class _JsonLines:
+    """One JSON object a line: the envelope with its position. ASCII, so that no terminal is steered by it."""
+
+    def event(self, delivery: Delivery) -> str:
+        facts = {"position": str(delivery.position), **delivery.envelope.model_dump(mode="json", exclude_none=True)}
+        # As a list, and also where there are none: on the wire they are one text.
+        facts["topics"] = list(delivery.envelope.topics)
+        if delivery.ephemeral:
+            facts["ephemeral"] = True
+        return json.dumps(facts)
+
+    def gap(self, gap: Gap) -> str:
+        return json.dumps({"gap": {"first": gap.first, "last": gap.last, "reason": gap.reason}})
+
+
+class _HumanLines:
+    """Time, number, type, topics and data on one line. Coloured only on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 - slow to import, and --json does without
+
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def event(self, delivery: Delivery) -> str:
+        envelope = delivery.envelope
+        data = json.dumps(envelope.data, ensure_ascii=False, separators=(", ", ": "))
+        return self._painted(
+            (envelope.time[11:23], "dim"),
+            ("live" if delivery.ephemeral else f"#{delivery.position.seq}", "bold cyan"),
+            (envelope.type, "bold"),
+            (" ".join(envelope.topics), "green"),
+            (data, ""),
+        )
+
+    def gap(self, gap: Gap) -> str:
+        return self._painted((f"gap {gap.first}..{gap.last} {gap.reason}", "bold red"))
+
+    def _painted(self, *parts: tuple[str, str]) -> str:
+        """Not as markup: brackets in an event are just brackets."""
+        from rich.text import Text  # noqa: PLC0415 - as above
+
+        line = Text("  ").join(Text(printable(text), style) for text, style in parts)
+        if not self._console.is_terminal:
+            return line.plain
+        with self._console.capture() as captured:
+            self._console.print(line, end="")
+        return captured.get()
+
+
+_Lines = _JsonLines | _HumanLines
