@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import dramatiq
 
@@ -53,6 +53,7 @@ class App:
         key: str | None = None,
         queue: str = "default",
         priority: Priority = "normal",
+        order: Literal["strict", "loose"] = "strict",
         name: str | None = None,
         **options: Any,
     ) -> Callable[[F], F]:
@@ -60,7 +61,8 @@ class App:
 
         It is called as ``handler(event, ctx)`` (or just ``handler(event)``), on a thread, or on the event loop if it is
         ``async``. ``topics`` are patterns; ``key`` names the field whose value is the lane: events with the same value
-        are handled one at a time, first in first out. ``name`` defaults to ``module.function`` and must stay the same
+        are handled one at a time, first in first out; while one waits for its retry, its lane waits (``order="strict"``) or
+        lets later ones pass (``"loose"``). ``name`` defaults to ``module.function`` and must stay the same
         across deploys. Other options are Dramatiq's (``max_retries``, ``min_backoff``, ``time_limit``, ``throws`` ...).
 
         The function is returned as it is, so tests may call it. Raises :class:`~workers.errors.InvalidHandler`.
@@ -69,6 +71,9 @@ class App:
             raise InvalidHandler("name the events a handler wants, as in @app.on(PostCreated)")
 
         def declare(function: F) -> F:
+            if order not in ("strict", "loose"):
+                raise InvalidHandler("order= is 'strict' or 'loose'")
+            options["order"] = order
             handler = make_handler(
                 function, types, name=name, topics=topics, key=key, queue=queue, priority=priority, options=options
             )

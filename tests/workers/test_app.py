@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import dramatiq
 import pytest
@@ -498,3 +498,24 @@ def test_an_older_or_unstated_version_is_read_by_the_model_that_the_handler_know
         app.broker.join("default", timeout=5000)
 
     assert handled == [Newest(text="old")]
+
+
+@pytest.mark.parametrize("order", ["strict", "loose"])
+def test_later_events_of_a_lane_wait_for_a_retry_or_pass_it_as_the_handler_says(
+    app: App, bus: Bus, order: Literal["strict", "loose"]
+) -> None:
+    handled: list[str] = []
+
+    @app.on(Posted, topics="agent:**", key="agent_id", order=order, min_backoff=100, max_backoff=200)
+    def handler(event: Posted, ctx: Context) -> None:
+        if event.text == "0" and ctx.attempt == 1:
+            raise RuntimeError("not yet")
+        handled.append(event.text)
+
+    app.bind()
+    for n in range(4):
+        post(bus, str(n))
+    with working(app):
+        app.broker.join("default", timeout=10_000)
+
+    assert handled == (["0", "1", "2", "3"] if order == "strict" else ["1", "2", "3", "0"])

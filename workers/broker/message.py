@@ -11,7 +11,7 @@ from dramatiq import Message, MessageProxy
 from dramatiq.errors import DecodeError
 
 from bus import BusError, Envelope, codec
-from bus.store.base import Job, Route, Settlement, Taken
+from bus.store.base import Job, Route, Settlement, Taken, Verdict
 
 __all__ = ["EVENT", "MESSAGE", "LaneMessage", "body_of", "open_job", "undecodable"]
 
@@ -38,6 +38,7 @@ class LaneMessage(MessageProxy):
         self.envelope = envelope
         self.attempts = attempts
         self.retry_in_ms: int | None = None
+        self.holds_lane = True
         self.hand_back = False
 
     def __str__(self) -> str:
@@ -77,7 +78,8 @@ class LaneMessage(MessageProxy):
                 self.record(self._exception)
             return Settlement(self.taken.job, self.taken.ticket, "dead", notes=self._notes())
         if self.retry_in_ms is not None:
-            return Settlement(self.taken.job, self.taken.ticket, "retry", self.retry_in_ms, self._notes())
+            verdict: Verdict = "retry" if self.holds_lane else "pass"
+            return Settlement(self.taken.job, self.taken.ticket, verdict, self.retry_in_ms, self._notes())
         return Settlement(self.taken.job, self.taken.ticket, "ack")
 
     def handed_back(self) -> Settlement:

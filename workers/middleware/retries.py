@@ -39,6 +39,11 @@ class LaneRetries(Retries):
             max_retries=max_retries, min_backoff=min_backoff, max_backoff=max_backoff, retry_when=retry_when
         )
 
+    @property
+    def actor_options(self) -> set[str]:
+        """Dramatiq's, and ``order``: whether later jobs of a lane wait for a retry (``strict``) or pass it (``loose``)."""
+        return super().actor_options | {"order"}
+
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
@@ -64,6 +69,7 @@ class LaneRetries(Retries):
         message.options["requeue_timestamp"] = int(time.time() * 1000)
         if self._again(message, options, retries, exception):
             message.retry_in_ms = self._delay_ms(message, options, retries, exception)
+            message.holds_lane = options.get("order", "strict") == "strict"
             log.info(
                 "%s failed (%s) and is tried again in %d ms", message, type(exception).__name__, message.retry_in_ms
             )
