@@ -429,8 +429,8 @@ def test_a_publisher_that_imports_no_handler_gets_its_events_handled(redis_url: 
     handled: list[str] = []
 
     @app.on(Posted, topics="agent:**", key="agent_id")
-    def handler(event: dict[str, Any]) -> None:
-        handled.append(event["text"])
+    def handler(event: Posted) -> None:
+        handled.append(event.text)
 
     app.bind()
     run_program(PUBLISHER, redis_url, namespace)

@@ -42,7 +42,7 @@ class LaneRetries(Retries):
     @property
     def actor_options(self) -> set[str]:
         """Dramatiq's, and ``order``: whether later jobs of a lane wait for a retry (``strict``) or pass it (``loose``)."""
-        return super().actor_options | {"order"}
+        return {*super().actor_options, "order"}
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
