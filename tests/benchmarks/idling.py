@@ -1,0 +1,184 @@
+"""Idling: how soon an idle worker starts what is published, and how much an idle worker talks."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import quantiles
+from typing import Any
+
+import dramatiq
+
+from tests.benchmarks import child
+from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
+from tests.benchmarks.systems import TEXT, Noted, app_on, redis_broker
+from tests.servers import Server
+
+__all__ = ["COMMANDS", "LATENCY"]
+
+PAUSE_S = 0.02
+WARM_UP = 10
+TIMEOUT_S = 60.0
+SETTLE_S = 3.0
+"""How long a worker is left alone before it counts as idle: Dramatiq's backoff needs some misses to reach its longest."""
+
+P50 = Work("idle latency p50", "ms", more_is_better=False)
+P99 = Work("idle latency p99", "ms", more_is_better=False)
+TALK = Work("idle commands", "commands/s", more_is_better=False)
+
+
+# -- in the children ---------------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Gathers how long after its sending each message was begun; CLOCK_MONOTONIC is the same in all processes."""
+
+    def __init__(self, many: int) -> None:
+        self._many = many
+        self._found_ns: list[int] = []
+        self._full = threading.Event()
+
+    def note(self, sent_ns: int) -> None:
+        """A message that was sent then has begun now. Those of the warm-up (0) do not count."""
+        now_ns = time.monotonic_ns()
+        if sent_ns:
+            self._found_ns.append(now_ns - sent_ns)
+            if len(self._found_ns) == self._many:
+                self._full.set()
+
+    def latencies_ms(self) -> list[float]:
+        """All of them, once they are there."""
+        if not self._full.wait(TIMEOUT_S):
+            raise RuntimeError(f"{len(self._found_ns)} of {self._many} messages came")
+        return [ns / 1e6 for ns in self._found_ns]
+
+
+def work_dramatiq(url: str, namespace: str, many: int) -> list[float]:
+    """An idle worker on Dramatiq's broker; its answer are the latencies of so many messages."""
+    watch = Stopwatch(many)
+    broker = redis_broker(url, namespace)
+    _declare(broker, watch.note)
+    return _work(broker, watch, many)
+
+
+def work_app(url: str, namespace: str, many: int) -> list[float]:
+    """The same on ours, with an actor and a handler."""
+    watch = Stopwatch(many)
+    app = app_on(url, namespace)
+    _declare(app.broker, watch.note)
+
+    @app.on(Noted, name="handle", key="agent_id")
+    def handle(event: Noted) -> None:
+        watch.note(event.sent_ns)
+
+    return _work(app.broker, watch, many)
+
+
+def _declare(broker: dramatiq.Broker, note: Callable[[int], None]) -> dramatiq.Actor[[str, str, int], None]:
+    @dramatiq.actor(broker=broker, actor_name="work")
+    def work(agent_id: str, text: str, sent_ns: int) -> None:
+        note(sent_ns)
+
+    return work
+
+
+def _work(broker: dramatiq.Broker, watch: Stopwatch, many: int) -> list[float]:
+    worker = dramatiq.Worker(broker)
+    worker.start()
+    child.say("ready")
+    if many:
+        child.say(watch.latencies_ms())
+    child.ended()
+    worker.stop(timeout=10_000)
+    broker.close()
+    return []
+
+
+def send_dramatiq(url: str, namespace: str, many: int) -> None:
+    """A producer on Dramatiq's broker, in a process of its own."""
+    broker = redis_broker(url, namespace)
+    actor = _declare(broker, lambda _: None)
+    _at_leisure(lambda sent_ns: actor.send("agent-001", TEXT, sent_ns), many)
+    broker.close()
+
+
+def send_actor(url: str, namespace: str, many: int) -> None:
+    """A producer on ours, that sends to the actor."""
+    app = app_on(url, namespace)
+    actor = _declare(app.broker, lambda _: None)
+    _at_leisure(lambda sent_ns: actor.send("agent-001", TEXT, sent_ns), many)
+    app.bus.close_sync()
+
+
+def publish(url: str, namespace: str, many: int) -> None:
+    """A producer on ours, that publishes to the handler."""
+    bus = app_on(url, namespace).bus
+    topics = ["global", "agent:agent-001"]
+    _at_leisure(
+        lambda sent_ns: bus.publish_sync(Noted(agent_id="agent-001", text=TEXT, sent_ns=sent_ns), topics=topics), many
+    )
+    bus.close_sync()
+
+
+def _at_leisure(send: Callable[[int], Any], many: int) -> None:
+    for _ in range(WARM_UP):
+        send(0)
+        time.sleep(PAUSE_S)
+    for _ in range(many):
+        send(time.monotonic_ns())
+        time.sleep(PAUSE_S)
+
+
+# -- in the parent -----------------------------------------------------------------------------------------------------
+
+
+def _latency(bench: Bench, *, worker: Callable[..., Any], producer: Callable[..., Any]) -> Numbers:
+    where, many = bench.fresh(), bench.many(50, 300)
+    with child.Child(worker, where | {"many": many}) as idle:
+        idle.heard()
+        child.run(producer, where | {"many": many})
+        latencies_ms = idle.heard()
+    percentiles = quantiles(latencies_ms, n=100, method="inclusive")
+    return {P50.name: percentiles[49], P99.name: percentiles[98]}
+
+
+def _commands(bench: Bench, *, worker: Callable[..., Any]) -> Numbers:
+    with child.Child(worker, bench.fresh() | {"many": 0}) as idle:
+        idle.heard()
+        time.sleep(SETTLE_S)
+        seconds = bench.many(3, 5)
+        commands = _commands_during(bench.server, seconds)
+    return {TALK.name: commands / seconds}
+
+
+def _commands_during(server: Server, seconds: float) -> int:
+    """What clients send; the commands of their scripts are the server's own affair (INFO counts both)."""
+    said = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as monitor:
+        monitor.sendall(b"MONITOR\r\n")
+        assert monitor.recv(5) == b"+OK\r\n"
+        deadline = time.monotonic() + seconds
+        while (left_s := deadline - time.monotonic()) > 0:
+            monitor.settimeout(left_s)
+            try:
+                said += monitor.recv(65_536)
+            except TimeoutError:
+                break
+    return sum(b" lua] " not in line for line in said.splitlines())
+
+
+LATENCY = Family(
+    (P50, P99),
+    (
+        Case(BASELINE, partial(_latency, worker=work_dramatiq, producer=send_dramatiq)),
+        Case("callboard, actor", partial(_latency, worker=work_app, producer=send_actor)),
+        Case("callboard, handler", partial(_latency, worker=work_app, producer=publish)),
+    ),
+)
+COMMANDS = Family(
+    (TALK,),
+    (Case(BASELINE, partial(_commands, worker=work_dramatiq)), Case("callboard", partial(_commands, worker=work_app))),
+)
