@@ -16,6 +16,7 @@ from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import current_millis
 from dramatiq.errors import ConnectionClosed, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import MiddlewareError
 
 from bus import Bus, BusUnavailable
 from bus.store.base import Store
@@ -62,6 +63,8 @@ class LaneBroker(Broker):
         """Set by a command line whose process only works: a boot that fails ends it, with an exit code."""
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
         self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.handlers_of)
+        self._stack: tuple[Middleware, ...] = ()
+        self._hooks: dict[str, list[tuple[Middleware, Callable[..., None]]]] = {}
         super().__init__(middleware)
 
     def __repr__(self) -> str:
@@ -79,6 +82,40 @@ class LaneBroker(Broker):
 
     def buried(self, message: LaneMessage) -> None:
         """Keep it in sight of tests. Only in memory mode: a worker process must not gather exceptions for ever."""
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    # Six hooks a message, ten middleware, and nearly all of them empty: call only those that do something.
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """As Dramatiq's, without the detour through hooks that a middleware does not have."""
+        for middleware, act in self._listening("before_" + signal):
+            try:
+                act(self, *args, **kwargs)
+            except MiddlewareError:
+                raise
+            except Exception:
+                self.logger.critical("%r failed in before_%s", middleware, signal, exc_info=True)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """As :meth:`emit_before`, from the last middleware to the first, and whatever they raise is logged."""
+        for middleware, act in reversed(self._listening("after_" + signal)):
+            try:
+                act(self, *args, **kwargs)
+            except Exception:
+                self.logger.critical("%r failed in after_%s", middleware, signal, exc_info=True)
+
+    def _listening(self, hook: str) -> list[tuple[Middleware, Callable[..., None]]]:
+        """Who has a hook, remembered until the stack changes (it is a public list, so it is compared)."""
+        stack = tuple(self.middleware)
+        if stack != self._stack:
+            self._stack, self._hooks = stack, {}
+        found = self._hooks.get(hook)
+        if found is None:
+            idle = (None, getattr(Middleware, hook, None))
+            found = [(one, getattr(one, hook)) for one in stack if getattr(type(one), hook, None) not in idle]
+            self._hooks[hook] = found
+        return found
 
     # -- declaring -----------------------------------------------------------------------------------------------------
 

@@ -16,16 +16,15 @@ from dramatiq import Consumer, MessageProxy
 
 from bus import BusUnavailable
 from bus.store.base import Settlement
-from workers.broker.lease import Lease
+from workers.broker.lease import GATHER, Lease
 from workers.broker.message import LaneMessage, open_job, undecodable
 
 __all__ = ["LaneConsumer"]
 
 AHEAD_S = 0.05
 MOST_AHEAD = 256
-GATHER = 64
-"""Settlements that go at once; fewer wait for company, but not longer than ``GATHER_S``."""
 GATHER_S = 0.005
+"""How long settlements wait for company."""
 
 log = logging.getLogger("callboard.workers")
 
@@ -90,8 +89,8 @@ class LaneConsumer(Consumer):
             log.warning("the last settlements of queue %r wait for the server: %s", self._queue, error)
 
     def has_room(self) -> bool:
-        """Whether it could take anything now. Under the lease's ``changed``."""
-        return self._room > 0
+        """Whether a ring would tell it something: it has found its queue empty, and could take. Under ``changed``."""
+        return self._drained and self._room > 0
 
     # -- the inside ----------------------------------------------------------------------------------------------------
 
@@ -163,7 +162,7 @@ class LaneConsumer(Consumer):
             except ValueError as error:
                 log.error("job %s cannot be read and goes to the dead letters: %s", one.job, error)
                 self._settle(undecodable(one, str(error)))
-        if not self._lease.awaits(self._queue) and not self._lease.quiet:
+        if self._drained and not self._lease.awaits(self._queue) and not self._lease.quiet:
             self._lease.refresh()
 
     def _measure(self) -> None:

@@ -28,8 +28,10 @@ from collections.abc import Callable, Sequence
 from bus import BusError, ids
 from bus.store.base import Exchange, Settlement, Store, Take, Taken
 
-__all__ = ["Lease"]
+__all__ = ["GATHER", "Lease"]
 
+GATHER = 64
+"""Settlements that go at once; fewer wait a moment for company."""
 BEAT_S = 1.0
 """The longest time between two beats; a lease outlives several."""
 REST_S = 10.0
@@ -120,7 +122,10 @@ class Lease:
         with self.changed:
             self._load[queue] -= 1
             self._settlements.append(settlement)
-            self.changed.notify_all()
+            # Consumers sleep through the gathering: only what may change their minds is worth a switch of threads.
+            waiting = len(self._settlements)
+            if waiting == 1 or waiting >= GATHER or self._load[queue] == 0:
+                self.changed.notify_all()
 
     def load(self, queue: str) -> int:
         """How many jobs of a queue this process has taken and not settled. Under ``changed``."""
