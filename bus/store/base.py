@@ -103,7 +103,8 @@ CONFIRMED = Confirmed()
 class Page(NamedTuple):
     """A consistent look at a log: its epoch, its top, and a run of entries in order.
 
-    A log that holds nothing has ``top == 0`` and the root token. Entries past their age are left out, as if trimmed.
+    A log that holds nothing has ``top == 0`` and the root token. Entries past their age are left out, as if trimmed: a
+    page begins at the first that is not, and has no hole after it.
     """
 
     epoch: str
@@ -130,7 +131,8 @@ class Route(NamedTuple):
 class Post(NamedTuple):
     """One event to append, with its jobs as (index into the batch's routes, lane key or ``""`` for no lane).
 
-    ``due`` delays the jobs only: ``""`` is now, ``"+1500"`` is in 1,500 ms, ``"=1790000000000"`` is at that time.
+    ``due`` delays the jobs only: ``""`` is now, ``"+1500"`` is in 1,500 ms, ``"=1790000000000"`` is at that time. Of
+    what is due in the same millisecond the older job comes first.
     """
 
     id: str
@@ -323,7 +325,7 @@ class Store(Protocol):
     # the queue side
 
     def enqueue(self, job: Job, window_ms: int) -> bool:
-        """Queue one job; ``False`` if that id was queued within the window already."""
+        """Queue one job; ``False`` if that id was queued within the window already. An event may have the same id."""
 
     def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
         """Settle, then take, in one round trip. A settlement that the worker has no right to is refused (``False``)."""
@@ -338,7 +340,10 @@ class Store(Protocol):
         """
 
     def leave(self, worker: str) -> int:
-        """Hand back all that the worker still holds and end its lease. Returns how many. Safe twice."""
+        """Hand back all that the worker still holds, in the order of its takes, and end its lease; no sweep.
+
+        Returns how many. Safe twice.
+        """
 
     def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
         """Block until one of the named wake-ups rings (its name is returned) or the time is over (``None``).

@@ -11,7 +11,7 @@
 -- Everything that can refuse stands before the first write: Lua has no rollback.
 
 local log, version, offered = ARGV[1], ARGV[2], ARGV[3]
-local cap, ttl, window = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local cap, ttl, window = tonumber(ARGV[4]), tonumber(ARGV[5]), math.max(1, tonumber(ARGV[6]))
 
 local at = 8
 local routes = {}
@@ -30,7 +30,10 @@ while ARGV[at] do
   at = at + 6 + 2 * post.jobs
 end
 
-local seen = call('MGET', unpack(ids))
+local seen = {}
+in_chunks(ids, function(...)
+  for _, position in ipairs(call('MGET', ...)) do seen[#seen + 1] = position end
+end)
 local fresh = false
 for i in ipairs(posts) do fresh = fresh or not seen[i] end
 
@@ -46,9 +49,11 @@ local epoch, seq, token, oldest = top[1] or offered, tonumber(top[2] or 0), top[
 local answer = { 'ok' }
 local new_by_id = {}
 if fresh then
-  if not top[1] then call('SADD', P .. 'logs', log) end
-  -- A log that lost its numbers starts again from 1; entries of its former life would refuse them.
-  if seq == 0 then call('DEL', stream) end
+  if seq == 0 then
+    call('SADD', P .. 'logs', log)
+    -- A log that lost its numbers starts again from 1; entries of its former life would refuse them.
+    call('DEL', stream)
+  end
 end
 local job = jobs_wanted > 0 and fresh and call('HINCRBY', P .. 'meta', 'j', jobs_wanted) - jobs_wanted or 0
 

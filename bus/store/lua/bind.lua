@@ -1,5 +1,6 @@
-#!lua
--- Add or replace bindings; the version moves only where one really changed.
+#!lua flags=allow-oom
+-- Add or replace bindings; the version moves only where one really changed. Allow-oom: a worker binds as it
+-- boots, and a full server is drained by workers.
 --
 -- KEYS  1 prefix
 -- ARGV  handler, binding, handler, binding, ...

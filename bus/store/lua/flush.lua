@@ -25,10 +25,10 @@ for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
 end
 
 for _, member in ipairs(call('ZRANGE', P .. 'due', 0, -1)) do
-  local kind, _, of, handler, rest = string.match(member, '^(%a)|(%d)|([^|]*)|([^|]*)|(.*)$')
+  local kind, job, _, of, handler, key = unpack_due(member)
   if of == queue then
     call('ZREM', P .. 'due', member)
-    if kind == 'L' then drop_lane(handler, rest) else dropped[#dropped + 1] = string.match(rest, '^%d+') end
+    if kind == 'L' then drop_lane(handler, key) else dropped[#dropped + 1] = job end
   end
 end
 

@@ -1,4 +1,4 @@
--- Shared by every script that moves jobs; the loader puts it in front of each (see bus/store/redis.py).
+-- Shared by every script that moves jobs; the loader puts it in front of each (see bus/store/redis/scripts.py).
 --
 -- All keys are KEYS[1], the namespace's tagged prefix, plus a name; so all are in one slot.
 --   meta                         hash    v: bindings' version, j: last job number
@@ -7,16 +7,18 @@
 --                                entry or before, x: ttl ms
 --   logs                         set     names of the logs
 --   live:name                    channel
---   seen:id                      string  position of a published event (or "job"), for the idempotency window
+--   seen:id                      string  position of a published event, for the idempotency window
+--   sent:id                      string  "1" for a job without an event, for its window
 --   jobs                         hash    job -> body: "e" and an event's bytes, or whatever enqueue was given
 --   notes, lost                  hash    job -> bytes of the last settle; job -> leases that ran out under it
 --   lane:queue|handler|key       list    jobs of one lane, the head first; the head stays while it is worked on
 --   ready:queue|handler|prio     list    what can be taken: "L"..key for a lane, "J"..job for a job without one
 --   wake:name                    list    at most one token; workers block on it
---   due                          zset    ms -> "J|prio|queue|handler|job|key" or "L|prio|queue|handler|key" (a held lane)
+--   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
+--                                head holds; job in 16 digits, so that the older is first among what is due at once
 --   pending                      hash    queue|handler -> unfinished jobs
 --   workers                      zset    worker -> when its lease ends (ms)
---   held:worker                  hash    job -> ticket|prio|queue|handler|key
+--   held:worker                  hash    job -> ticket|place in that take|prio|queue|handler|key
 --   dead, letters                zset    job -> when it died (ms); hash job -> reason|prio|queue|handler|key
 
 local P = KEYS[1]
@@ -58,12 +60,22 @@ local function join_lane(prio, queue, handler, key, job)
   end
 end
 
+local function delay(due, kind, prio, queue, handler, job, key)
+  local member = string.format('%016d', tonumber(job)) .. '|' .. kind .. '|' .. prio .. '|' .. queue .. '|' .. handler
+  call('ZADD', P .. 'due', due, member .. '|' .. key)
+  ring('$due')
+end
+
+local function unpack_due(member)
+  local job, kind, prio, queue, handler, key = string.match(member, '^0*(%d+)|(%a)|(%d)|([^|]*)|([^|]*)|(.*)$')
+  return kind, job, prio, queue, handler, key
+end
+
 local function add_job(prio, queue, handler, key, job, body, due, now)
   call('HSET', P .. 'jobs', job, body)
   call('HINCRBY', P .. 'pending', queue .. '|' .. handler, 1)
   if due > now then
-    call('ZADD', P .. 'due', due, 'J|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. job .. '|' .. key)
-    ring('$due')
+    delay(due, 'J', prio, queue, handler, job, key)
   else
     join_lane(prio, queue, handler, key, job)
   end
@@ -83,13 +95,30 @@ local function put_back(prio, queue, handler, key, job)
 end
 
 local function unpack_held(record)
-  local ticket, prio, queue, handler, key = string.match(record, '^(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$')
+  local ticket, _, prio, queue, handler, key = string.match(record, '^(%d+)|(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$')
   return tonumber(ticket), prio, queue, handler, key
+end
+
+-- Jobs of a worker's books, what was taken last first: each put back to the head in turn, they stand as they stood.
+-- A large hash has no order of its own.
+local function last_taken_first(jobs, record_of)
+  local order = {}
+  for _, job in ipairs(jobs) do
+    local ticket, place = string.match(record_of[job], '^(%d+)|(%d+)|')
+    order[job] = { tonumber(ticket), tonumber(place) }
+  end
+  table.sort(jobs, function(a, b)
+    local x, y = order[a], order[b]
+    if x[1] ~= y[1] then return x[1] > y[1] end
+    return x[2] > y[2]
+  end)
 end
 
 local function bury(job, reason, prio, queue, handler, key, now)
   call('HSET', P .. 'letters', job, reason .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key)
-  call('ZADD', P .. 'dead', now, job)
+  -- Those that die within one millisecond keep their order by a fraction of it.
+  local last = tonumber(call('ZRANGE', P .. 'dead', -1, -1, 'WITHSCORES')[2] or 0)
+  call('ZADD', P .. 'dead', math.max(now, last + 1 / 1024), job)
   call('HINCRBY', P .. 'pending', queue .. '|' .. handler, -1)
   leave_lane(prio, queue, handler, key)
 end

@@ -13,18 +13,19 @@ local answer = { top[1], tonumber(top[2] or 0), top[3] or '0' }
 local limit, after = tonumber(ARGV[4]), tonumber(ARGV[3])
 if limit > 0 and after < answer[2] then
   local oldest = now_ms() - tonumber(top[4] or 0)
+  local function past_its_age(entry) return tonumber(entry[2][2]) < oldest end
   local found = call('XRANGE', stream, string.format('%d-1', after), '+', 'COUNT', limit)
-  -- A page of expired entries only would look like the end of the log: go on to the first one that counts.
-  while #found == limit and tonumber(found[#found][2][2]) < oldest do
-    found = call('XRANGE', stream, '(' .. found[#found][1], '+', 'COUNT', limit)
+  -- The page begins at the first entry that counts. After it nothing is left out, whatever the clock did meanwhile: a
+  -- page has no hole.
+  while found[1] and past_its_age(found[1]) do
+    local n = 1
+    while found[n + 1] and past_its_age(found[n + 1]) do n = n + 1 end
+    found = call('XRANGE', stream, '(' .. found[n][1], '+', 'COUNT', limit)
   end
   for _, entry in ipairs(found) do
-    local f = entry[2]
-    if tonumber(f[2]) >= oldest then
-      local n = #answer
-      answer[n + 1] = tonumber(string.match(entry[1], '^%d+'))
-      answer[n + 2], answer[n + 3], answer[n + 4], answer[n + 5] = f[4], f[6], f[8], f[10]
-    end
+    local n, f = #answer, entry[2]
+    answer[n + 1] = tonumber(string.match(entry[1], '^%d+'))
+    answer[n + 2], answer[n + 3], answer[n + 4], answer[n + 5] = f[4], f[6], f[8], f[10]
   end
 end
 return answer

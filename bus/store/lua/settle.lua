@@ -9,7 +9,7 @@ local held = P .. 'held:' .. ARGV[1]
 local now = now_ms()
 local answer, done = {}, {}
 
-local function settle(job, verdict, delay, notes, prio, queue, handler, key)
+local function settle(job, verdict, delay_ms, notes, prio, queue, handler, key)
   call('HDEL', held, job)
   if verdict == 'ack' then
     done[#done + 1] = job
@@ -26,15 +26,12 @@ local function settle(job, verdict, delay, notes, prio, queue, handler, key)
     bury(job, 'dead', prio, queue, handler, key, now)
     return
   end
-  local member
   if verdict == 'retry' and key ~= '' then
-    member = 'L|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
+    delay(now + delay_ms, 'L', prio, queue, handler, job, key)
   else
     leave_lane(prio, queue, handler, key)
-    member = 'J|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. job .. '|' .. key
+    delay(now + delay_ms, 'J', prio, queue, handler, job, key)
   end
-  call('ZADD', P .. 'due', now + delay, member)
-  ring('$due')
 end
 
 for at = 2, #ARGV, 5 do

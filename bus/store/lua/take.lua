@@ -20,7 +20,7 @@ local function take_entry(prio, handler, entry)
   jobs[#jobs + 1] = job
   from[#from + 1] = { prio, handler, key }
   records[#records + 1] = job
-  records[#records + 1] = ticket .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
+  records[#records + 1] = ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
 end
 
 for prio = 0, 2 do

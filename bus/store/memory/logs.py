@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from itertools import islice
-from typing import NamedTuple, Protocol
+from itertools import dropwhile, islice
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from bus.position import ROOT_TOKEN, Position
-from bus.store.base import Appended, Entry, Frame, Limits, Page, Post
+from bus.store.base import Entry, Frame, Limits, Page, Post
 
 __all__ = ["Log", "Seen"]
+
+T = TypeVar("T")
 
 
 class Listener(Protocol):
@@ -25,12 +28,12 @@ class _Kept(NamedTuple):
 
 
 class Log:
-    """One log. Its epoch is given when it is made; entries never have a hole between the first kept and the top."""
+    """One log. Its epoch is the first that was offered; entries never have a hole between the first kept and the top."""
 
     __slots__ = ("_kept", "epoch", "listeners", "top", "top_token", "ttl_ms", "written")
 
-    def __init__(self, epoch: str) -> None:
-        self.epoch = epoch
+    def __init__(self) -> None:
+        self.epoch = ""
         self.top = 0
         self.top_token = ROOT_TOKEN
         self.ttl_ms = 0
@@ -61,29 +64,30 @@ class Log:
         return Position(self.epoch, self.top, self.top_token)
 
     def read(self, after: int, limit: int, now_ms: int) -> Page:
-        """Entries after ``after`` that are not past their age."""
+        """Entries after ``after``, from the first that is not past its age."""
         first_kept = self._kept[0].entry.seq if self._kept else self.top + 1
         start = max(0, after + 1 - first_kept)
-        fresh = (kept.entry for kept in islice(self._kept, start, None) if now_ms - kept.at_ms <= self.ttl_ms)
-        return Page(self.epoch, self.top, self.top_token, list(islice(fresh, limit)))
+        # After the first that counts nothing is left out, whatever the clock did meanwhile: a page has no hole.
+        fresh = dropwhile(lambda kept: now_ms - kept.at_ms > self.ttl_ms, islice(self._kept, start, None))
+        return Page(self.epoch, self.top, self.top_token, [kept.entry for kept in islice(fresh, limit)])
 
 
-class Seen:
-    """Ids that were published, with what became of them, for a window of time."""
+class Seen(Generic[T]):
+    """Ids that were used, with what became of them, each for a window of time."""
 
     __slots__ = ("_by_id", "_ends")
 
     def __init__(self) -> None:
-        self._by_id: dict[str, Appended] = {}
-        self._ends: deque[tuple[int, str]] = deque()
+        self._by_id: dict[str, T] = {}
+        self._ends: list[tuple[int, str]] = []
 
-    def get(self, id: str, now_ms: int) -> Appended | None:
+    def get(self, id: str, now_ms: int) -> T | None:
         """What the id became, if it was within the window."""
         while self._ends and self._ends[0][0] <= now_ms:
-            self._by_id.pop(self._ends.popleft()[1], None)
+            self._by_id.pop(heapq.heappop(self._ends)[1], None)
         return self._by_id.get(id)
 
-    def add(self, id: str, became: Appended, ends_ms: int) -> None:
-        """Remember an id. Windows are all of one length, so the queue of their ends stays in order."""
+    def add(self, id: str, became: T, ends_ms: int) -> None:
+        """Remember an id that :meth:`get` does not know."""
         self._by_id[id] = became
-        self._ends.append((ends_ms, id))
+        heapq.heappush(self._ends, (ends_ms, id))

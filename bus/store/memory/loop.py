@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from bus import ids
 from bus.position import Position
 from bus.store.base import CONFIRMED, Appended, Batch, Confirmed, Frame, Page, Stale
 from bus.store.memory.logs import Log
@@ -28,7 +27,7 @@ class Blocking(Protocol):
     def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]: ...
     def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position: ...
     def read(self, log: str, epoch: str, after: int, limit: int) -> Page: ...
-    def attach(self, log: str, epoch: str, listener: Inbox) -> Log: ...
+    def attach(self, log: str, listener: Inbox) -> Log: ...
     def detach(self, log: Log, listener: Inbox) -> None: ...
 
 
@@ -49,7 +48,7 @@ class MemoryLoopStore:
 
     async def subscribe(self, log: str) -> AsyncIterator[Frame | Confirmed]:
         inbox = Inbox(asyncio.get_running_loop())
-        attached = self._store.attach(log, ids.epoch(), inbox)
+        attached = self._store.attach(log, inbox)
         try:
             yield CONFIRMED
             while True:
@@ -89,6 +88,7 @@ class Inbox:
         self._arrived.clear()
         self._waking = False
         frames = []
-        while self._frames:
-            frames.append(self._frames.popleft())
+        with contextlib.suppress(IndexError):  # no look before the leap: a publisher's thread may just have cleared it
+            while True:
+                frames.append(self._frames.popleft())
         return frames

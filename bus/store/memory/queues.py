@@ -49,14 +49,13 @@ class Queues:
     def __init__(self, ring: Callable[[str], None]) -> None:
         self._ring = ring
         self._numbers = count(1)
-        self._order = count()
         self._jobs: dict[str, bytes] = {}
         self._notes: dict[str, bytes] = {}
         self._lost: defaultdict[str, int] = defaultdict(int)
         self._lanes: dict[tuple[str, str, str], deque[str]] = {}
         self._ready: defaultdict[Route, deque[_Ready]] = defaultdict(deque)
-        # (due, order, address, job): an empty job stands for a held lane
-        self._due: list[tuple[int, int, _Address, str]] = []
+        # (due, job, address, whether the job holds its lane): the older job is first among what is due at once
+        self._due: list[tuple[int, int, _Address, bool]] = []
         self._leases: dict[str, int] = {}
         self._held: defaultdict[str, OrderedDict[str, _Held]] = defaultdict(OrderedDict)
         self._letters: OrderedDict[str, _Letter] = OrderedDict()
@@ -71,12 +70,12 @@ class Queues:
         name = (route.queue, route.handler)
         self.pending[name] = self.pending.get(name, 0) + 1
         if due_ms > now_ms:
-            self._delay(address, job, due_ms)
+            self._delay(address, job, due_ms, holds_lane=False)
         else:
             self._join_lane(address, job)
 
-    def _delay(self, address: _Address, job: str, due_ms: int) -> None:
-        heapq.heappush(self._due, (due_ms, next(self._order), address, job))
+    def _delay(self, address: _Address, job: str, due_ms: int, *, holds_lane: bool) -> None:
+        heapq.heappush(self._due, (due_ms, int(job), address, holds_lane))
         self._ring("$due")
 
     def _join_lane(self, address: _Address, job: str) -> None:
@@ -165,11 +164,11 @@ class Queues:
                 self._bury(job, "dead", address, now_ms)
             case "retry" if address.key:
                 self._notes[job] = settlement.notes
-                self._delay(address, "", now_ms + settlement.delay_ms)
+                self._delay(address, job, now_ms + settlement.delay_ms, holds_lane=True)
             case _:
                 self._notes[job] = settlement.notes
                 self._leave_lane(address)
-                self._delay(address, job, now_ms + settlement.delay_ms)
+                self._delay(address, job, now_ms + settlement.delay_ms, holds_lane=False)
         return True
 
     def _finish(self, address: _Address) -> None:
@@ -196,7 +195,7 @@ class Queues:
             for job, record in books.items()
             if lease_ends_ms is None or (record.ticket <= received and job not in held)
         ]
-        for job in lost:
+        for job in reversed(lost):  # each to the head in turn, so they stand as they stood
             self._put_back(books.pop(job).address, job)
         if lease_ends_ms is None:
             self._leases.pop(worker, None)
@@ -208,9 +207,9 @@ class Queues:
     def recover(self, now_ms: int, max_lost: int) -> int:
         """Take back what the workers held whose lease ran out. Returns how many jobs."""
         recovered = 0
-        for worker in [worker for worker, ends_ms in self._leases.items() if ends_ms <= now_ms]:
+        for _, worker in sorted((ends_ms, worker) for worker, ends_ms in self._leases.items() if ends_ms <= now_ms):
             del self._leases[worker]
-            for job, record in self._held.pop(worker, OrderedDict[str, _Held]()).items():
+            for job, record in reversed(self._held.pop(worker, OrderedDict[str, _Held]()).items()):
                 recovered += 1
                 self._lost[job] += 1
                 if self._lost[job] >= max_lost:
@@ -222,11 +221,11 @@ class Queues:
     def promote(self, now_ms: int) -> int | None:
         """Move what is due to its lane. Returns in how many ms the next is due, ``None`` for never."""
         while self._due and self._due[0][0] <= now_ms:
-            _, _, address, job = heapq.heappop(self._due)
-            if job:
-                self._join_lane(address, job)
-            else:
+            _, job, address, holds_lane = heapq.heappop(self._due)
+            if holds_lane:
                 self._make_ready(address.route, _Ready(address.key, ""))
+            else:
+                self._join_lane(address, str(job))
         return self._due[0][0] - now_ms if self._due else None
 
     def ring_again(self) -> None:
@@ -274,7 +273,7 @@ class Queues:
                     dropped.append(job)
         for route in [route for route in self._ready if route.queue == queue]:
             dropped += [entry.job for entry in self._ready.pop(route) if entry.job]
-        dropped += [job for _, _, address, job in self._due if job and address.route.queue == queue]
+        dropped += [str(job) for _, job, address, holds in self._due if not holds and address.route.queue == queue]
         self._due = [due for due in self._due if due[2].route.queue != queue]
         heapq.heapify(self._due)
         for name in [name for name in self.pending if name[0] == queue]:

@@ -6,7 +6,6 @@ Every append, take and settle is a few microseconds under the lock, so the event
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 from bus.clock import Clock
@@ -47,7 +46,8 @@ class MemoryStore:
         self._rung = threading.Condition(self._lock)
         self._tokens: set[str] = set()
         self._logs: dict[str, Log] = {}
-        self._seen = Seen()
+        self._seen: Seen[Appended] = Seen()
+        self._sent: Seen[bool] = Seen()
         self._bindings: dict[str, bytes] = {}
         self._version = 0
         self._queues = Queues(self._ring)
@@ -103,15 +103,17 @@ class MemoryStore:
         with self._lock:
             return sorted(name for name, log in self._logs.items() if log.written)
 
-    def _log(self, name: str, epoch: str) -> Log:
+    def _log(self, name: str, epoch: str = "") -> Log:
         if name not in self._logs:
-            self._logs[name] = Log(epoch)
-        return self._logs[name]
+            self._logs[name] = Log()
+        log = self._logs[name]
+        log.epoch = log.epoch or epoch
+        return log
 
-    def attach(self, log: str, epoch: str, listener: Inbox) -> Log:
+    def attach(self, log: str, listener: Inbox) -> Log:
         """Have a loop's inbox told of every announcement from now on."""
         with self._lock:
-            found = self._log(log, epoch)
+            found = self._log(log)
             found.listeners.add(listener)
             return found
 
@@ -136,9 +138,9 @@ class MemoryStore:
     def enqueue(self, job: Job, window_ms: int) -> bool:
         with self._lock:
             now = self._clock.now_ms()
-            if self._seen.get(job.id, now) is not None:
+            if self._sent.get(job.id, now):
                 return False
-            self._seen.add(job.id, Appended("", 0, "", duplicate=True), now + window_ms)
+            self._sent.add(job.id, True, now + window_ms)  # noqa: FBT003 - a set with windows
             self._queues.add(job.route, job.key, job.body, _due_ms(job.due, now), now)
             return True
 
@@ -146,9 +148,8 @@ class MemoryStore:
         with self._lock:
             now = self._clock.now_ms()
             settled = [self._queues.settle(worker, settlement, now) for settlement in settlements]
-            taken = [
-                job for wish in takes if wish.limit > 0 for job in self._queues.take(worker, wish, now + self._lease_ms)
-            ]
+            wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
+            taken = [job for wish in wishes for job in self._queues.take(worker, wish, now + self._lease_ms)]
             self._rung.notify_all()
             return Exchange(settled, taken)
 
@@ -172,17 +173,15 @@ class MemoryStore:
             self._rung.notify_all()
 
     def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
-        deadline = time.monotonic() + timeout_s
+        # The condition's own deadline: a time.monotonic() of ours would stand still under freezegun, and so would we.
         with self._lock:
-            while True:
-                rung = next((name for name in names if name in self._tokens), None)
-                if rung is not None:
-                    self._tokens.discard(rung)
-                    return rung
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return None
-                self._rung.wait(left)
+            return self._rung.wait_for(lambda: self._claim(names), timeout_s)
+
+    def _claim(self, names: Sequence[str]) -> str | None:
+        rung = next((name for name in names if name in self._tokens), None)
+        if rung is not None:
+            self._tokens.discard(rung)
+        return rung
 
     def poke(self, name: str) -> None:
         self._ring(name)

@@ -36,7 +36,6 @@ T = TypeVar("T")
 
 POOL = 32
 """Connections for commands, a process; more threads than that wait their turn."""
-WORKER_BELL_S = 60
 LONGEST_WAIT_S = 10.0
 """The longest a blocking wait is left on the server; longer ones are made of these."""
 
@@ -109,7 +108,8 @@ class RedisStore:
 
     def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
         settling: list[Call[Any]] = [scripts.settle(worker, settlements)] if settlements else []
-        taking: list[Call[Any]] = [scripts.take(worker, self._lease_ms, wish) for wish in takes if wish.limit > 0]
+        wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
+        taking: list[Call[Any]] = [scripts.take(worker, self._lease_ms, wish) for wish in wishes]
         answers = self._run_all(settling + taking)
         settled = answers.pop(0) if settling else []
         return Exchange(settled, [taken for batch in answers for taken in batch])
@@ -118,25 +118,23 @@ class RedisStore:
         return self._run(scripts.beat(worker, lease_ms, received, held, max_lost))
 
     def leave(self, worker: str) -> int:
-        return self._run(scripts.beat(worker, 0, 0, (), max_lost=1 << 30)).handed_back
+        return self._run(scripts.beat(worker, 0, 0, (), 0)).handed_back
 
     def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
         keys = [f"{self.prefix}wake:{name}" for name in names]
-        # Redis takes 0 for "for ever".
-        patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))
-        with translated(self.link, writing=False):
-            found = self._waits.blpop(keys, timeout=patience)
-        return found[0].decode().removeprefix(f"{self.prefix}wake:") if found else None
+        while True:
+            patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
+            with translated(self.link, writing=False):
+                found = self._waits.blpop(keys, timeout=patience)
+            timeout_s -= patience
+            if found:
+                name: str = found[0].decode()
+                return name.removeprefix(f"{self.prefix}wake:")
+            if timeout_s <= 0:
+                return None
 
     def poke(self, name: str) -> None:
-        with translated(self.link, writing=True):
-            key = f"{self.prefix}wake:{name}"
-            pipe = self._commands.pipeline(transaction=True)
-            pipe.delete(key)
-            pipe.rpush(key, b"1")
-            if name.startswith("@"):  # a worker's own bell, which may be gone already
-                pipe.expire(key, WORKER_BELL_S)
-            pipe.execute()
+        self._run(scripts.poke(name))
 
     def pending(self, queue: str) -> int:
         with translated(self.link, writing=False):
@@ -152,6 +150,8 @@ class RedisStore:
         return self._run(scripts.flush(queue))
 
     def dead(self, limit: int = 100) -> list[Dead]:
+        if limit < 1:
+            return []  # Redis would read the -1 that follows as "all"
         with translated(self.link, writing=False):
             newest = self._commands.zrevrange(self.prefix + "dead", 0, limit - 1, withscores=True)
             if not newest:

@@ -26,6 +26,17 @@ ATTEMPT_S = 2.0
 _ENCODE_HINT = "percent-encode special characters in its user and password (# is %23, / is %2F, @ is %40)"
 
 
+_TLS_OPTIONS = (
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_certfile",
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+    "ssl_password",
+)
+
+
 class Link:
     """Where the server is and how to connect to it. Its repr and ``where`` never hold the user or the password."""
 
@@ -52,11 +63,17 @@ def _options(url: str) -> dict[str, Any]:
         raise InvalidSettings(f"the Redis URL has a '#' in it: {_ENCODE_HINT}")
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise InvalidSettings("the bus URL must begin with memory://, redis://, rediss:// or unix://")
-    query = dict(parse_qsl(parts.query))
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
     options: dict[str, Any] = {"db": _database(query.pop("db", "") or ("" if parts.scheme == "unix" else parts.path))}
-    options |= {name: query.pop(name) for name in list(query) if name.startswith("ssl_")}
-    if query:
-        raise InvalidSettings(f"the Redis URL has options we do not know: {', '.join(sorted(query))[:80]!r}")
+    if parts.scheme == "rediss":
+        options |= {name: query.pop(name) for name in _TLS_OPTIONS if name in query}
+        if "ssl_check_hostname" in options:
+            options["ssl_check_hostname"] = options["ssl_check_hostname"].lower() not in ("0", "false", "no")
+    if query:  # not named: a password with a '?' in it would be among them
+        raise InvalidSettings(
+            f"the Redis URL has options that we do not know: db, and with rediss:// {', '.join(_TLS_OPTIONS)}, may stand "
+            f"after its '?'. A '?' in a password is %3F"
+        )
     if parts.username:
         options["username"] = unquote(parts.username)
     if parts.password:
@@ -110,6 +127,8 @@ def _explain(link: Link, error: BaseException) -> tuple[str, bool]:
         return f"{where} is still loading its data: try again in a moment", True
     if isinstance(error, errors.InvalidResponse) or _is(error, "Protocol Error"):
         return f"what listens at {where[20:]} does not speak the Redis protocol: check the port", True
+    if isinstance(error, errors.ResponseError) and "user_script:" in str(error):
+        return f"{where} broke off one of our scripts: that is a defect of ours, please report it with its cause", False
     if isinstance(error, errors.ResponseError):
         return f"{where} refused a command ({type(error).__name__}); is it Redis 7.0 or newer, or Valkey?", True
     if _never_connected(error):

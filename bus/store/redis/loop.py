@@ -91,7 +91,10 @@ class RedisLoopStore:
             with translated(self._link, writing=False):
                 try:
                     async with asyncio.timeout(PING_S):
-                        heard = await connection.read_response(disable_decoding=True, timeout=math.inf)
+                        # Otherwise redis-py hangs up when our timeout cancels its read, and a silence is a lost link.
+                        heard = await connection.read_response(
+                            disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+                        )
                 except TimeoutError:
                     if pinged or not connection.is_connected:
                         raise

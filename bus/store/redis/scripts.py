@@ -37,6 +37,7 @@ __all__ = [
     "bind",
     "enqueue",
     "flush",
+    "poke",
     "read",
     "script",
     "settle",
@@ -182,6 +183,11 @@ def beat(worker: str, lease_ms: int, received: int, held: Sequence[str], max_los
         return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2])
 
     return Call(script("beat"), (worker, lease_ms, received, max_lost, RETENTION_MS, *held), found)
+
+
+def poke(name: str) -> Call[None]:
+    """See :meth:`bus.store.base.Store.poke`."""
+    return Call(script("poke"), (name,), lambda _: None)
 
 
 def flush(queue: str) -> Call[int]:

@@ -1,0 +1,30 @@
+"""The contract of a store as checks: what :mod:`bus.store.base` promises, one ``check_*`` function for each sentence.
+
+For whoever writes a store of their own. A check takes an open :class:`~bus.store.base.Store` over an empty namespace,
+returns where the promise holds and raises ``AssertionError`` where it does not. Some are coroutine functions, because
+they use the store's event-loop door. They travel through no clock: a check that needs time to pass waits milliseconds,
+on a condition with a deadline. There is no pytest in here, and production code never imports it::
+
+    @pytest.mark.parametrize("check", [*LOG_CHECKS, *QUEUE_CHECKS])
+    def test_my_store_keeps_the_contract(check):
+        store = MyStore(lease_ms=CALM_LEASE_MS)
+        store.open()
+        run(check, store)  # asyncio.run for the coroutine functions
+
+:data:`LEASE_CHECKS` are told apart by what they need: a store made with ``lease_ms=SHORT_LEASE_MS``.
+"""
+
+from bus.testing.lane_checks import LANE_CHECKS
+from bus.testing.lease_checks import LEASE_CHECKS, WORKER_CHECKS
+from bus.testing.live_checks import LIVE_CHECKS
+from bus.testing.log_checks import LOG_CHECKS as NUMBER_CHECKS
+from bus.testing.queue_checks import QUEUE_CHECKS as JOB_CHECKS
+from bus.testing.store_checks import CALM_LEASE_MS, SHORT_LEASE_MS, Check
+
+__all__ = ["CALM_LEASE_MS", "LEASE_CHECKS", "LOG_CHECKS", "QUEUE_CHECKS", "SHORT_LEASE_MS", "Check"]
+
+LOG_CHECKS: tuple[Check, ...] = (*NUMBER_CHECKS, *LIVE_CHECKS)
+"""The log side: numbers, ages, ids, bindings, pages, live frames."""
+
+QUEUE_CHECKS: tuple[Check, ...] = (*JOB_CHECKS, *LANE_CHECKS, *WORKER_CHECKS)
+"""The queue side: jobs, lanes, verdicts, wake-ups, leases, dead letters."""

@@ -1,0 +1,163 @@
+"""Checks of the live side: announcements, subscriptions, and the event-loop door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import cast
+
+from bus.position import ROOT_TOKEN, Position
+from bus.store.base import Appended, Confirmed, Entry, Frame, LoopStore, Page, Stale, Store
+from bus.testing.store_checks import append, batch, collected, post, write
+
+__all__ = ["LIVE_CHECKS"]
+
+PATIENCE_S = 5.0
+
+Heard = AsyncGenerator[Frame | Confirmed]
+
+
+@asynccontextmanager
+async def door(store: Store) -> AsyncIterator[LoopStore]:
+    """The store's door for this loop, closed twice at the end: that must be safe."""
+    loop_store = store.on_loop()
+    try:
+        yield loop_store
+    finally:
+        await loop_store.close()
+        await loop_store.close()
+
+
+def subscribed(loop_store: LoopStore, log: str = "main") -> AbstractAsyncContextManager[Heard]:
+    return aclosing(cast("Heard", loop_store.subscribe(log)))
+
+
+async def confirmed(heard: Heard) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        first = await anext(heard)
+    assert isinstance(first, Confirmed), f"before its confirmation a subscription yielded {first}"
+
+
+async def frames(heard: Heard, count: int) -> list[Frame]:
+    """The next frames; another confirmation among them is allowed, nothing else."""
+    found: list[Frame] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while len(found) < count:
+            one = await anext(heard)
+            if isinstance(one, Frame):
+                found.append(one)
+    return found
+
+
+async def check_a_subscription_is_confirmed_and_then_hears_every_append_in_order(store: Store) -> None:
+    write(store, b"before")
+    async with door(store) as loop_store, subscribed(loop_store) as heard:
+        await confirmed(heard)
+        append(store, batch(post(b"a"), post(b"b")))
+        append(store, batch(post(bytes(range(256)) * 100)))
+        append(store, batch(post(b"")))
+        found = await frames(heard, 4)
+
+    kept = store.read("main", "unused", 1, 10)
+    assert [frame.entry for frame in found] == kept.entries, "live frames are not what the log holds after the start"
+    assert all(frame.epoch == kept.epoch and not frame.ephemeral for frame in found), f"wrong marks on {found}"
+
+
+async def check_a_subscription_hears_its_own_log_only_and_no_duplicates(store: Store) -> None:
+    async with door(store) as loop_store, subscribed(loop_store, "one") as heard:
+        await confirmed(heard)
+        same = post(b"same")
+        append(store, batch(same, same, log="one"))
+        append(store, batch(post(b"elsewhere"), log="two"))
+        append(store, batch(same, post(b"last"), log="one"))
+        found = await frames(heard, 2)
+
+    said = [frame.entry.body for frame in found]
+    assert said == [b"same", b"last"], f"the listener of one log heard {said}"
+
+
+async def check_stale_batches_are_not_heard(store: Store) -> None:
+    async with door(store) as loop_store, subscribed(loop_store) as heard:
+        await confirmed(heard)
+        store.append([batch(post(b"stale"), version=7), batch(post(b"fresh"))])
+        (found,) = await frames(heard, 1)
+
+    assert found.entry.body == b"fresh", f"a listener heard {found.entry.body!r}, which was not written"
+
+
+async def check_every_subscription_hears_everything(store: Store) -> None:
+    async with door(store) as loop_store, subscribed(loop_store) as one, subscribed(loop_store) as two:
+        await confirmed(one)
+        await confirmed(two)
+        write(store, *(b"%d" % n for n in range(50)))
+        heard = [[frame.entry.body for frame in await frames(each, 50)] for each in (one, two)]
+
+    assert heard == [[b"%d" % n for n in range(50)]] * 2, "two listeners did not hear the same"
+
+
+async def check_an_announcement_is_heard_and_leaves_no_number(store: Store) -> None:
+    (first,) = write(store, b"first")
+    async with door(store) as loop_store, subscribed(loop_store) as heard:
+        await confirmed(heard)
+        here = store.announce("main", "unused", "agent:a agent:b", b"whi\nsper\x00\xff")
+        there = await loop_store.announce("main", "unused", "global", b"")
+        (second,) = write(store, b"second")
+        found = await frames(heard, 3)
+
+    assert (here, there) == (Position(*first[:3]),) * 2, f"announced after {first}, and told {here} and {there}"
+    whisper = Frame("e1", Entry(1, first.token, ROOT_TOKEN, "agent:a agent:b", b"whi\nsper\x00\xff"), ephemeral=True)
+    assert found[0] == whisper, f"the announcement was heard as {found[0]}"
+    assert [frame.ephemeral for frame in found] == [True, True, False], f"wrong marks on {found}"
+    assert second.seq == 2, f"an announcement used up a number: the next event has {second.seq}"
+    kept = [entry.body for entry in store.read("main", "unused", 0, 10).entries]
+    assert kept == [b"first", b"second"], f"an announcement was recorded: {kept}"
+
+
+async def check_an_announcement_on_an_empty_log_gives_it_its_epoch(store: Store) -> None:
+    position = store.announce("main", "told", "global", b"")
+    (later,) = append(store, batch(post(), epoch="written"))
+
+    assert position == Position("told", 0, ROOT_TOKEN), f"announced on an empty log, and told {position}"
+    assert (later.epoch, later.seq) == ("told", 1), f"the epoch that was announced did not stay: {later}"
+
+
+async def check_a_subscription_does_not_choose_the_epoch(store: Store) -> None:
+    async with door(store) as loop_store, subscribed(loop_store) as heard:
+        await confirmed(heard)
+        (first,) = append(store, batch(post(), epoch="offered"))
+        (frame,) = await frames(heard, 1)
+
+    assert (first.epoch, frame.epoch) == ("offered", "offered"), f"the epoch is {first.epoch}, {frame.epoch}"
+
+
+async def check_both_doors_write_one_log(store: Store) -> None:
+    version = store.bind({"a": b"1"})
+    known, other = post(b"known"), post(b"other")
+    async with door(store) as loop_store:
+        (one,) = await loop_store.append([batch(known, version=version)])
+        append(store, batch(other, version=version))
+        several = await loop_store.append(
+            [batch(known), batch(post(b"stale")), batch(post(b"third"), version=version), batch(post(b"x"), log="two")]
+        )
+        page = await loop_store.read("main", "unused", 1, 10)
+
+    assert one == [Appended("e1", 1, known.token, duplicate=False)], f"the loop's append was answered {one}"
+    assert several[0] == [Appended("e1", 1, known.token, duplicate=True)], f"its repeat was answered {several[0]}"
+    assert several[1] == several[3] == Stale(version, {"a": b"1"}), f"stale batches were answered {several}"
+    assert isinstance(page, Page), "a page is a page through either door"
+    assert page == store.read("main", "unused", 1, 10), "the two doors read different logs"
+    assert [entry.body for entry in page.entries] == [b"other", b"third"], f"the log holds {page}"
+
+
+async def check_a_closed_store_can_be_opened_again(store: Store) -> None:
+    write(store, b"a")
+    store.close()
+    store.close()
+    store.open()
+    store.open()
+
+    assert [entry.body for entry in store.read("main", "unused", 0, 10).entries] == [b"a"], "closing lost an event"
+
+
+LIVE_CHECKS = collected(globals())

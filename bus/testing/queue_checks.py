@@ -1,0 +1,276 @@
+"""Checks of the queue side: how jobs come in, are counted, ring, are flushed and die."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from bus.store.base import Job, Route, Settlement, Store
+from bus.testing.store_checks import NEVER, Worker, append, batch, bodies, collected, enqueue, post, until
+
+__all__ = ["QUEUE_CHECKS"]
+
+
+# -- in ----------------------------------------------------------------------------------------------------------------
+
+
+def check_an_event_becomes_a_job_for_each_of_its_routes(store: Store) -> None:
+    routes = [Route("q", "one", 1), Route("q", "two", 0), Route("other", "three", 2)]
+
+    append(store, batch(post(b"body", jobs=[(0, "k"), (1, ""), (2, "k")]), post(b"none"), routes=routes))
+
+    taken = Worker(store).take(handlers=("one", "two")) + Worker(store, "w2").take(handlers=("three",), queue="other")
+    seen = {(one.route, one.key, one.body, one.notes, one.lost) for one in taken}
+    expected = {(route, key, b"ebody", b"", 0) for route, key in zip(routes, ["k", "", "k"], strict=True)}
+    assert len(taken) == 3, f"three jobs were wanted, and {len(taken)} came"
+    assert seen == expected, f"the jobs were {seen}"
+    assert len({one.job for one in taken}) == 3, "two jobs have one name"
+
+
+def check_a_job_is_queued_once_for_an_id(store: Store) -> None:
+    job = Job("same", Route("q", "h", 1), "", b"first")
+
+    answers = [store.enqueue(job, 60_000), store.enqueue(job._replace(body=b"second"), 60_000)]
+
+    assert answers == [True, False], f"the same id twice was answered {answers}"
+    assert bodies(Worker(store).take()) == [b"first"], "not the first job alone was queued"
+    assert store.enqueue(job, 60_000) is False, "an id was free again because its job was taken"
+
+
+def check_a_jobs_id_is_free_again_when_its_window_ends(store: Store) -> None:
+    long, short = Job("long", Route("q", "h", 1), "", b""), Job("short", Route("q", "h", 1), "", b"")
+    store.enqueue(long, 60_000)
+    store.enqueue(short, 30)
+
+    until(lambda: store.enqueue(short, 30), "a window to end")
+
+    assert store.enqueue(long, 60_000) is False, "a longer window ended with a shorter one"
+
+
+def check_ids_of_events_and_of_jobs_are_apart(store: Store) -> None:
+    (one,) = append(store, batch(post(id="x")))
+    job_after_event = store.enqueue(Job("x", Route("q", "h", 1), "", b""), 60_000)
+    job_first = store.enqueue(Job("y", Route("q", "h", 1), "", b""), 60_000)
+    (two,) = append(store, batch(post(id="y")))
+
+    assert (job_after_event, job_first) == (True, True), "a job was taken for an event with the same id"
+    assert [(each.seq, each.duplicate) for each in (one, two)] == [(1, False), (2, False)], f"events were {one}, {two}"
+
+
+def check_a_delayed_job_comes_when_it_is_due(store: Store) -> None:
+    worker = Worker(store)
+    routes = [Route("q", "h", 1)]
+    append(store, batch(post(b"past", jobs=[(0, "")], due="=1000"), routes=routes))
+    append(store, batch(post(b"soon", jobs=[(0, "")], due="+30"), routes=routes))
+    append(store, batch(post(b"never", jobs=[(0, "")], due=NEVER), routes=routes))
+    enqueue(store, b"2100", due="=4102444800000")
+
+    assert bodies(worker.take()) == [b"epast"], "a time in the past is now, and a delayed job waits"
+    beat = worker.beat(worker.take())
+    assert beat.next_due_ms is not None, "a beat does not know of the delayed work"
+    assert store.read("main", "unused", 0, 10).top == 3, "a delay holds up the number as well"
+
+    def soon() -> list[bytes]:
+        beat = worker.beat(held=[])
+        assert beat.next_due_ms is not None, "the work of an hour from now was forgotten"
+        return [body for body in bodies(worker.take()) if body != b"epast"]
+
+    assert until(soon, "a job to be due") == [b"esoon"], "something else was due"
+    far = worker.beat(held=[]).next_due_ms
+    assert far is not None, "the work of an hour from now was forgotten"
+    assert 3_000_000 < far <= 3_600_000, f"the next work is due in an hour, and the beat says {far} ms"
+    assert store.pending("q") == 4, f"delayed jobs are pending too, and {store.pending('q')} are"
+
+
+def check_nothing_delayed_is_never_due(store: Store) -> None:
+    enqueue(store, b"now")
+
+    assert Worker(store).beat().next_due_ms is None, "nothing is delayed, and a beat says something is"
+
+
+# -- wake-ups ----------------------------------------------------------------------------------------------------------
+
+
+def check_a_wait_ends_without_a_ring(store: Store) -> None:
+    assert store.wait(["q|h", "$due", "@w1"], 0.02) is None, "nothing rang"
+    assert store.wait(["q|h"], 0) is None, "nothing rang, and no time is allowed"
+
+
+def check_work_rings_for_its_handler(store: Store) -> None:
+    enqueue(store, b"a")
+
+    assert store.wait(["q|other"], 0) is None, "work rang for another handler"
+    assert store.wait(["$due", "q|other", "q|h"], 1) == "q|h", "work did not ring"
+
+
+def check_a_ring_reaches_one_who_waits(store: Store) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiter = pool.submit(store.wait, ["@w1", "q|h"], 5)
+        append(store, batch(post(jobs=[(0, "")]), routes=[Route("q", "h", 1)]))
+
+        assert waiter.result(10) == "q|h", "the waiter was not woken"
+
+
+def check_a_ring_reaches_only_one(store: Store) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        waiters = [pool.submit(store.wait, ["q|h"], 0.3) for _ in range(2)]
+        enqueue(store, b"a")
+
+        heard = sorted(str(waiter.result(10)) for waiter in waiters)
+    assert heard == ["None", "q|h"], f"one job woke {heard}"
+
+
+def check_a_ring_without_a_waiter_is_kept_once(store: Store) -> None:
+    enqueue(store, b"a", b"b", b"c")
+    for _ in range(3):
+        store.poke("@w1")
+
+    heard = [store.wait(["q|h", "@w1"], 0) for _ in range(3)]
+
+    assert heard == ["q|h", "@w1", None], f"after three jobs and three pokes: {heard}"
+
+
+def check_delayed_work_rings_for_the_clock(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"later", due=NEVER)
+    added = store.wait(["q|h", "$due"], 0)
+    enqueue(store, b"now")
+    store.wait(["q|h"], 0)
+    worker.settle(worker.take_one(), "retry", 3_600_000)
+
+    assert added == "$due", f"delayed work was added, and {added} rang"
+    assert store.wait(["q|h", "$due"], 0) == "$due", "a retry later did not ring"
+
+
+def check_work_that_comes_free_rings(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"a1", b"a2", key="a")
+    for verdict in ("ack", "back"):
+        one = worker.take_one()
+        while store.wait(["q|h"], 0):
+            pass
+        worker.settle(one, verdict)
+        assert store.wait(["q|h"], 0) == "q|h", f"after {verdict} there is work, and nothing rang"
+
+
+def check_whoever_fills_up_passes_the_ring_on(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"a", b"b")
+    assert store.wait(["q|h"], 0) == "q|h", "work did not ring"
+
+    worker.take(1)
+    left_over = store.wait(["q|h"], 0)
+    worker.take(1)
+    nothing_left = store.wait(["q|h"], 0)
+
+    assert left_over == "q|h", "a take left work over and rang for nobody"
+    assert nothing_left is None, "a take left nothing over, and rang"
+
+
+def check_a_beat_rings_again_where_work_is_ready(store: Store) -> None:
+    enqueue(store, b"a")
+    store.wait(["q|h"], 0)  # by a worker that dies of it
+
+    Worker(store, "w2").beat()
+
+    assert store.wait(["q|h"], 0) == "q|h", "the ring was lost with the worker that had heard it"
+
+
+# -- counting, flushing, dead letters ----------------------------------------------------------------------------------
+
+
+def check_pending_counts_all_that_is_not_finished(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"in flight", b"in the lane", key="a")
+    enqueue(store, b"held", b"behind it", key="b")
+    enqueue(store, b"delayed", due=NEVER)
+    enqueue(store, b"another handler's", handler="h2")
+    enqueue(store, b"another queue's", queue="q2")
+    _, held = worker.take()
+    worker.settle(held, "retry", 3_600_000)
+    enqueue(store, b"done", b"dead", b"ready", b"passed")
+    for verdict in ("ack", "dead", "back"):
+        worker.settle(worker.take_one(), verdict)
+    while (passed := worker.take_one()).body != b"passed":
+        pass
+    worker.settle(passed, "pass", 3_600_000)
+
+    assert store.pending("q") == 8, f"eight jobs are unfinished, and {store.pending('q')} are pending"
+    assert store.pending("q2") == 1, "jobs of another queue are counted wrongly"
+    assert store.pending("unheard of") == 0, "a queue that never was has jobs"
+
+
+def check_queues_are_listed_once_they_held_jobs(store: Store) -> None:
+    assert store.queues() == [], "a new namespace has queues"
+    worker = Worker(store)
+    for queue in ("q2", "q", "q1", "q"):
+        enqueue(store, b"", queue=queue)
+    worker.drain()
+
+    assert store.queues() == ["q", "q1", "q2"], f"the queues are {store.queues()}"
+
+
+def check_a_flush_drops_everything_unfinished_of_one_queue(store: Store) -> None:
+    worker = Worker(store)
+    for queue in ("q", "q2"):
+        enqueue(store, b"held", b"behind it", key="b", queue=queue)
+        worker.settle(worker.take_one(queue=queue), "retry", 0)
+        enqueue(store, b"flying", b"in its lane", key="a", queue=queue)
+        enqueue(store, b"flying alone", queue=queue)
+        enqueue(store, b"dead", handler="h2", queue=queue)
+        worker.settle(worker.take_one(handlers=("h2",), queue=queue), "dead")
+    flying = worker.take()
+    for queue in ("q", "q2"):
+        enqueue(store, b"ready", b"ready", queue=queue)
+        enqueue(store, b"urgent", priority=0, queue=queue)
+        enqueue(store, b"ready 1", b"ready 2", key="c", handler="h2", queue=queue)
+        enqueue(store, b"delayed", key="d", due="+1", queue=queue)
+    assert bodies(flying) == [b"flying", b"flying alone"], f"in flight were {flying}"
+
+    dropped = store.flush("q")
+
+    assert dropped == 11, f"eleven jobs were unfinished, and {dropped} were dropped"
+    assert (store.pending("q"), store.pending("q2")) == (0, 11), "a flush left jobs, or took another queue's"
+    assert [worker.settle(one) for one in flying] == [False, False], "what was flushed in flight could be settled"
+    until(lambda: worker.beat(held=[]).next_due_ms is None, "all delayed work to be due")
+    assert worker.take(handlers=("h", "h2")) == [], "something of the queue came back"
+    assert store.flush("q") == 0, "a second flush found something"
+    assert store.dead_count() == 2, "a flush took dead letters"
+    enqueue(store, b"new 1", b"new 2", key="a")
+    assert worker.drain() == [b"new 1", b"new 2"], "a flushed lane does not work any more"
+    others = worker.drain(handlers=("h", "h2"), queue="q2")
+    expected = b"held|behind it|flying|in its lane|flying alone|ready|ready|urgent|ready 1|ready 2|delayed"
+    assert sorted(others) == sorted(expected.split(b"|")), f"the other queue holds {others}"
+
+
+def check_a_dead_letter_keeps_everything(store: Store) -> None:
+    worker = Worker(store)
+    assert (store.dead(), store.dead_count()) == ([], 0), "a new namespace has dead letters"
+    enqueue(store, bytes(range(256)), key="a|b", handler="h", priority=2)
+    one = worker.take_one()
+    worker.settle(one, "dead", notes=b"why\x00\xff\n")
+
+    (dead,) = store.dead()
+
+    assert (dead.job, dead.reason, dead.route, dead.key) == (one.job, "dead", Route("q", "h", 2), "a|b"), f"{dead}"
+    assert (dead.body, dead.notes, dead.lost) == (bytes(range(256)), b"why\x00\xff\n", 0), f"{dead}"
+    assert dead.at_ms > 1_500_000_000_000, f"at_ms is no time in milliseconds since 1970: {dead.at_ms}"
+
+
+def check_dead_letters_stand_newest_first(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, *(b"%d" % n for n in range(12)))
+    taken = worker.take()
+    store.exchange(worker.name, [Settlement(one.job, one.ticket, "dead") for one in taken[:11]], ())
+    worker.settle(taken[11], "dead")
+
+    found = [dead.body for dead in store.dead()]
+
+    assert found == [b"%d" % n for n in reversed(range(12))], f"newest first they are {found}"
+    assert store.dead_count() == 12, f"twelve are dead, and {store.dead_count()} are counted"
+    assert [dead.body for dead in store.dead(3)] == [b"11", b"10", b"9"], "the newest three are others"
+    assert store.dead(0) == [], "no dead letters were asked for"
+    times = [dead.at_ms for dead in store.dead()]
+    assert times == sorted(times, reverse=True), f"their times do not fall: {times}"
+
+
+QUEUE_CHECKS = collected(globals())

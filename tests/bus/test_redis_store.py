@@ -1,0 +1,668 @@
+"""What only the store on Redis can get wrong: round trips, unknown scripts, and servers that are full, unfit or away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import socket
+import threading
+import time
+import traceback
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, closing, contextmanager
+from typing import Any, cast
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from bus import Bus, Event, Publication
+from bus.bindings import Binding
+from bus.errors import BusUnavailable, InvalidSettings, UnsafeServer
+from bus.store.base import Job, Route, Stale
+from bus.store.redis import RedisStore, blocking
+from bus.testing import QUEUE_CHECKS
+from bus.testing.log_checks import LOG_CHECKS
+from bus.testing.store_checks import NEVER, Worker, append, batch, bodies, enqueue, post, write
+from tests.servers import Server
+from tests.waiting import wait_until
+
+LEASE_MS = 60_000
+SECRET = "s3cret"
+
+
+class Noted(Event, type="redis_store.noted"):
+    n: int
+
+
+@pytest.fixture
+def store(redis_url: str, namespace: str) -> Iterator[RedisStore]:
+    with opened(RedisStore(redis_url, namespace, lease_ms=LEASE_MS)) as one:
+        yield one
+
+
+@contextmanager
+def opened(store: RedisStore) -> Iterator[RedisStore]:
+    try:
+        store.open()
+        yield store
+    finally:
+        store.close()
+
+
+# -- one round trip ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def commands_seen(server: Server) -> Iterator[list[str]]:
+    """The names of the commands that clients send meanwhile, without those that a script runs."""
+    seen: list[str] = []
+    with server.client() as client, server.client() as other:
+        other.echo("connects")
+        with client.monitor() as monitor:
+            yield seen
+            other.echo("over")
+            while (said := monitor.next_command())["command"] != "ECHO over":
+                if said["client_type"] != "lua":
+                    seen.append(str(said["command"]).partition(" ")[0].upper())
+
+
+def test_a_publish_is_one_command(server: Server, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    with closing_bus(bus):
+        bus.bind([Binding.make(handler="h", types=("redis_store.noted",), key="n")])
+        bus.publish_sync(Noted(n=0))  # connects, and learns the bindings
+
+        with commands_seen(server) as seen:
+            bus.publish_sync(Noted(n=1))
+
+    assert seen == ["EVALSHA"]
+
+
+def test_a_publish_of_a_hundred_is_one_command(server: Server, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    with closing_bus(bus):
+        bus.publish_sync(Noted(n=0))
+
+        with commands_seen(server) as seen:
+            receipts = bus.publish_many_sync(Publication(Noted(n=n)) for n in range(100))
+
+    assert seen == ["EVALSHA"]
+    assert [receipt.position.seq for receipt in receipts] == list(range(2, 102))
+
+
+async def test_a_publish_on_a_loop_is_one_command(server: Server, redis_url: str, namespace: str) -> None:
+    async with Bus(redis_url, namespace=namespace) as bus:
+        await bus.publish(Noted(n=0))
+
+        with commands_seen(server) as seen:
+            await bus.publish(Noted(n=1))
+            await bus.publish_many(Publication(Noted(n=n)) for n in range(100))
+
+    assert seen == ["EVALSHA", "EVALSHA"]
+
+
+@contextmanager
+def closing_bus(bus: Bus) -> Iterator[None]:
+    bus.open_sync()
+    try:
+        yield
+    finally:
+        bus.close_sync()
+
+
+def test_an_event_with_many_jobs_is_one_command(server: Server, store: RedisStore) -> None:
+    routes = [Route("q", f"h{n}", 1) for n in range(50)]
+    write(store, b"warm")
+
+    with commands_seen(server) as seen:
+        append(store, batch(post(jobs=[(n, "k") for n in range(50)]), routes=routes))
+
+    assert seen == ["EVALSHA"]
+    assert store.pending("q") == 50
+
+
+# -- scripts that the server does not know -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forget_scripts(server: Server) -> Iterator[Callable[[], None]]:
+    """Have the server know no script, as after a restart."""
+    with server.client() as client:
+        yield lambda: cast("None", client.script_flush())
+
+
+def test_every_script_survives_a_server_that_does_not_know_it(
+    store: RedisStore, forget_scripts: Callable[[], None]
+) -> None:
+    route, worker = Route("q", "h", 1), Worker(store)
+    steps: list[tuple[Callable[[], Any], Callable[[Any], bool]]] = [
+        (lambda: write(store, b"a"), lambda answer: answer[0].seq == 1),
+        (lambda: store.append([batch(post()), batch(post())]), lambda answer: [one[0].seq for one in answer] == [2, 3]),
+        (lambda: store.announce("main", "e", "global", b""), lambda answer: answer.seq == 3),
+        (lambda: store.read("main", "e", 0, 10), lambda answer: answer.top == 3),
+        (lambda: store.bind({"h": b"1"}), lambda answer: answer == 1),
+        (lambda: store.enqueue(Job("1", route, "", b"1"), 60_000), lambda answer: answer is True),
+        (lambda: store.enqueue(Job("2", route, "", b"2"), 60_000), lambda answer: answer is True),
+        (lambda: worker.take(1), lambda answer: bodies(answer) == [b"1"]),
+        (lambda: worker.settle(worker.take_one()), lambda answer: answer is True),
+        (worker.beat, lambda answer: answer.handed_back == 1),
+        (lambda: store.poke("@w1"), lambda _: store.wait(["@w1"], 0) == "@w1"),
+        (lambda: worker.take(1) and store.leave("w1"), lambda answer: answer == 1),
+        (lambda: store.flush("q"), lambda answer: answer == 1),
+    ]
+
+    for act, holds in steps:
+        forget_scripts()
+        answer = act()
+        assert holds(answer), answer
+
+
+def test_an_exchange_survives_a_server_that_knows_no_script(
+    store: RedisStore, forget_scripts: Callable[[], None]
+) -> None:
+    worker = Worker(store)
+    enqueue(store, b"1", b"2", key="a")
+    first = worker.take_one()
+
+    forget_scripts()
+    answer = worker.settle_and_take(first)
+
+    assert (answer.settled, bodies(answer.taken)) == ([True], [b"2"])
+    assert store.pending("q") == 1
+
+
+@pytest.mark.parametrize("known", ["settle", "take"])
+def test_an_exchange_survives_a_server_that_knows_half_of_it(
+    store: RedisStore, forget_scripts: Callable[[], None], known: str
+) -> None:
+    worker = Worker(store)
+    enqueue(store, b"1", b"2", b"3")
+    first = worker.take_one()
+
+    forget_scripts()
+    if known == "take":
+        Worker(store, "w2").take(queue="empty")
+    else:
+        Worker(store, "w2").settle(first)  # refused, and known from now on
+    answer = worker.settle_and_take(first)
+
+    assert answer.settled == [True], "the settlement was run twice, or not at all"
+    assert bodies(answer.taken) == [b"2", b"3"]
+    assert store.pending("q") == 2
+
+
+async def test_the_loops_door_survives_a_server_that_knows_no_script(
+    store: RedisStore, forget_scripts: Callable[[], None]
+) -> None:
+    door = store.on_loop()
+    try:
+        forget_scripts()
+        (one,) = await door.append([batch(post())])
+        forget_scripts()
+        two, three = await door.append([batch(post()), batch(post())])
+        forget_scripts()
+        position = await door.announce("main", "e", "global", b"")
+        forget_scripts()
+        page = await door.read("main", "e", 0, 10)
+    finally:
+        await door.close()
+
+    numbers = [answer[0].seq for answer in (one, two, three) if not isinstance(answer, Stale)]
+    assert (numbers, position.seq, len(page.entries)) == ([1, 2, 3], 3, 3)
+
+
+# -- a full server -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_server_refuses_new_events_and_lets_work_go_on(
+    start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server(maxmemory="12mb", maxmemory_policy="noeviction")
+    with opened(RedisStore(server.url, namespace, lease_ms=LEASE_MS)) as store:
+        store.bind({"h": b"1"})
+        accepted, refusal = fill(store)
+
+        assert refusal.outcome == "refused"
+        assert "is full" in str(refusal)
+        assert store.read("main", "e", 0, 10_000).top == accepted, "a refused event left something"
+        with pytest.raises(BusUnavailable) as again:
+            store.enqueue(Job("1", Route("q", "h", 1), "", b"x"), 60_000)
+        assert again.value.outcome == "refused"
+
+        # Workers come and go, report, and drain.
+        store.open()
+        assert store.bind({"h": b"1", "h2": b"2"}) == 2
+        assert store.announce("main", "e", "global", b"progress").seq == accepted
+        store.poke("@w1")
+        worker = Worker(store)
+        assert drain(worker) == accepted
+        assert store.dead_count() == 1
+        assert store.leave(worker.name) == 0
+        assert store.flush("q") == 0
+
+        assert append(store, batch(post(), version=2))[0].seq == accepted + 1, "drained, it is as full as before"
+
+
+def fill(store: RedisStore) -> tuple[int, BusUnavailable]:
+    """Append until the server refuses. How many it took."""
+    for accepted in range(10_000):
+        one = batch(post(bytes(64 * 1024), jobs=[(0, f"k{accepted % 5}")]), routes=[Route("q", "h", 1)], version=1)
+        try:
+            store.append([one])
+        except BusUnavailable as refusal:
+            return accepted, refusal
+    raise AssertionError("the server took everything")
+
+
+def drain(worker: Worker) -> int:
+    """Take, give back, retry, bury and ack until nothing is left."""
+    done = 0
+    first = worker.take_one()
+    assert worker.settle(first, "dead", notes=b"n" * 1000)
+    assert worker.settle(worker.take_one(), "back")
+    assert worker.settle(worker.take_one(), "retry", 0, b"n" * 1000)
+    assert worker.settle(worker.take_one(), "pass", 0, b"n" * 1000)
+    worker.take(1)
+    while worker.beat(held=[]).handed_back or worker.store.pending("q"):
+        for one in worker.take():
+            assert worker.settle(one)
+            done += 1
+    return done + 1
+
+
+# -- unfit servers, and none -------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_evicts_is_refused(start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server(maxmemory="64mb", maxmemory_policy="allkeys-lru")
+
+    with pytest.raises(UnsafeServer, match="set 'maxmemory-policy noeviction' on it"), opened(of(server, namespace)):
+        pass
+
+
+def test_a_user_who_may_not_ask_for_facts_is_served(start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server()
+    with server.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "app", "on", f">{SECRET}", "~callboard:*", "&callboard:*", "+@all", "-@admin", "-info"
+        )
+        client.execute_command("ACL", "SETUSER", "guest", "on", f">{SECRET}", "~other:*", "+@all")
+
+    with opened(RedisStore(f"redis://app:{SECRET}@127.0.0.1:{server.port}/0", namespace, lease_ms=LEASE_MS)) as store:
+        assert write(store, b"a")[0].seq == 1
+
+    with opened(RedisStore(f"redis://guest:{SECRET}@127.0.0.1:{server.port}/0", namespace, lease_ms=LEASE_MS)) as store:
+        refused = failure(lambda: write(store, b"a"))
+    assert refused.outcome == "refused"
+
+
+def of(server: Server, namespace: str) -> RedisStore:
+    return RedisStore(server.url, namespace, lease_ms=LEASE_MS)
+
+
+def failure(act: Callable[[], object]) -> BusUnavailable:
+    """The error of an act that must fail: one line, without a secret anywhere in its traceback."""
+    with pytest.raises(BusUnavailable) as caught:
+        act()
+    assert_discreet(caught.value)
+    return caught.value
+
+
+def assert_discreet(error: Exception) -> None:
+    assert str(error)
+    assert "\n" not in str(error)
+    whole = "".join(traceback.format_exception(error))
+    for text in (str(error), repr(error)):
+        assert "://" not in text.replace("memory://, redis://, rediss:// or unix://", "").replace(
+            "redis://localhost:6379/0", ""
+        ).replace("rediss://", "")
+    assert SECRET not in whole
+
+
+def test_a_wrong_password_is_told_without_it(start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server(requirepass="right")
+    store = RedisStore(f"redis://:{SECRET}@127.0.0.1:{server.port}/0", namespace, lease_ms=LEASE_MS)
+
+    at_open, at_append = failure(store.open), failure(lambda: store.append([batch(post())]))
+
+    assert (at_open.outcome, at_append.outcome) == (None, "refused")
+    assert "refused the user or password" in str(at_append)
+    with opened(of(server, namespace)) as right:
+        assert right.read("main", "e", 0, 1).top == 0
+
+
+def test_a_server_that_is_away_is_told(namespace: str) -> None:
+    with socket.socket() as placeholder:
+        placeholder.bind(("127.0.0.1", 0))  # and does not listen
+        port = placeholder.getsockname()[1]
+        store = RedisStore(f"redis://user:{SECRET}@127.0.0.1:{port}/0", namespace, lease_ms=LEASE_MS)
+
+        at_open, at_append = failure(store.open), failure(lambda: store.append([batch(post())]))
+        several = failure(lambda: store.append([batch(post()), batch(post())]))
+
+    assert (at_open.outcome, at_append.outcome, several.outcome) == (None, "refused", "refused")
+    assert "cannot be reached" in str(at_append)
+    assert f"127.0.0.1:{port}" in str(at_append)
+
+
+def test_a_port_that_speaks_another_protocol_is_told(namespace: str) -> None:
+    with web_server() as port:
+        store = RedisStore(f"redis://user:{SECRET}@127.0.0.1:{port}/0", namespace, lease_ms=LEASE_MS)
+        without_password = RedisStore(f"redis://127.0.0.1:{port}/0", namespace, lease_ms=LEASE_MS)
+
+        errors = [failure(store.open), failure(without_password.open)]
+        at_append = failure(lambda: without_password.append([batch(post())]))
+
+    assert all("does not speak the Redis protocol" in str(error) for error in [*errors, at_append])
+    assert at_append.outcome == "refused"
+
+
+@contextmanager
+def web_server() -> Iterator[int]:
+    """Something that answers as HTTP servers do."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=serve, name="web server")
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+
+
+async def test_a_server_that_hangs_costs_two_seconds(start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server()
+    with opened(of(server, namespace)) as store, closing(of(server, namespace)) as never_connected:
+        door = store.on_loop()
+        try:
+            await door.append([batch(post())])
+            server.freeze()
+            start = time.perf_counter()
+            errors = await asyncio.gather(
+                asyncio.to_thread(store.append, [batch(post())]),
+                asyncio.to_thread(store.append, [batch(post()), batch(post())]),
+                asyncio.to_thread(never_connected.append, [batch(post())]),
+                door.append([batch(post())]),
+                door.append([batch(post()), batch(post())]),
+                return_exceptions=True,
+            )
+            took_s = time.perf_counter() - start
+        finally:
+            server.thaw()
+            await door.close()
+
+    assert 1.5 < took_s < 5
+    for error in errors:
+        assert isinstance(error, BusUnavailable)
+        assert error.outcome == "unknown"
+        assert str(error).endswith("does not answer")
+        assert_discreet(error)
+
+
+def test_a_server_that_comes_back_is_used_again(start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server(appendonly=True, appendfsync="always")
+    with opened(of(server, namespace)) as store:
+        write(store, b"a")
+        server.restart()
+
+        numbers = wait_until(lambda: retried(store), "an append on the server that came back")
+
+        assert numbers == 2
+        assert store.wait(["nothing"], 0) is None
+
+
+def retried(store: RedisStore) -> int:
+    try:
+        return write(store, b"b")[0].seq
+    except BusUnavailable:
+        return 0
+
+
+# -- URLs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://sam:s3cret@cactus:port/0",
+        "redis://sam:s3cret@cactus:99999/0",
+        "redis://sam:s3cret@cactus:-1/0",
+        "redis://sam:s3cret@[host/0",
+        "redis://sam:pa#s3cret@cactus:6379/0",
+        "redis://sam:12#s3cret@cactus:6379/0",
+        "redis://sam:pa/s3cret@cactus:6379/0",
+        "redis://sam:12/s3cret@cactus:6379/0",
+        "redis://sam:pa?s3cret@cactus:6379/0",
+        "redis://sam:12?s3cret@cactus:6379/0",
+        "redis://:12?s3cret=1@cactus:6379/0",
+        "http://sam:s3cret@cactus:6379/0",
+        "s3cret",
+        "redis:s3cret",
+        "redis://cactus:6379/0?s3cret=1",
+        "redis://cactus:6379/0?db=s3cret",
+        "redis://cactus:6379/0?ssl_cert_reqs=s3cret",
+        "rediss://cactus:6379/0?ssl_s3cret=1",
+        "redis://cactus:6379/s3cret",
+        "redis://cactus:6379/0/s3cret",
+        "redis://cactus:6379/999999",
+        "redis://cactus:6379/-1",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_quoting_it(url: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        RedisStore(url, "ns", lease_ms=LEASE_MS)
+
+    assert_discreet(caught.value)
+    assert not [part for part in ("sam", "cactus", "99999") if part in str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://", {"host": "localhost", "port": 6379, "db": 0, "tls": False}),
+        ("redis://cactus", {"host": "cactus", "port": 6379, "db": 0, "tls": False}),
+        ("redis://cactus:1/3", {"host": "cactus", "port": 1, "db": 3, "tls": False}),
+        ("redis://cactus/3?db=4", {"host": "cactus", "port": 6379, "db": 4, "tls": False}),
+        ("redis://[::1]:7/0", {"host": "::1", "port": 7, "db": 0, "tls": False}),
+        (
+            "rediss://u:p%23%2F%40@cactus/0?ssl_check_hostname=false&ssl_ca_certs=/ca",
+            {
+                "host": "cactus",
+                "port": 6379,
+                "db": 0,
+                "tls": True,
+                "username": "u",
+                "password": "p#/@",
+                "ssl_check_hostname": False,
+                "ssl_ca_certs": "/ca",
+            },
+        ),
+        ("unix:///tmp/a%20b.sock?db=2", {"path": "/tmp/a b.sock", "db": 2}),
+        ("unix://:pw@/tmp/s.sock", {"path": "/tmp/s.sock", "db": 0, "password": "pw"}),
+    ],
+)
+def test_the_parts_of_a_url_are_read(url: str, expected: dict[str, Any]) -> None:
+    with closing(RedisStore(url, "ns", lease_ms=LEASE_MS)) as store:
+        assert store.link.options == expected
+
+
+def test_options_for_tls_are_ones_that_both_clients_know(namespace: str) -> None:
+    url = (
+        "rediss://127.0.0.1:1/0?ssl_ca_certs=a&ssl_ca_path=b&ssl_certfile=c&ssl_cert_reqs=none"
+        "&ssl_check_hostname=no&ssl_keyfile=d&ssl_password=e"
+    )
+    store = RedisStore(url, namespace, lease_ms=LEASE_MS)
+
+    error = failure(store.open)
+
+    assert "cannot be reached" in str(error)
+    known = inspect.signature(redis.asyncio.SSLConnection).parameters
+    assert {name for name in store.link.options if name.startswith("ssl_")} <= set(known)
+
+
+def test_a_unix_socket_is_connected_to(start_server: Callable[..., Server], namespace: str, tmp_path: Any) -> None:
+    path = tmp_path / "redis socket"
+    start_server(unixsocket=str(path))
+
+    with opened(RedisStore(f"unix://{str(path).replace(' ', '%20')}", namespace, lease_ms=LEASE_MS)) as store:
+        assert write(store, b"a")[0].seq == 1
+
+
+def test_no_repr_shows_a_secret() -> None:
+    with closing(RedisStore(f"redis://user:{SECRET}@cactus:1234/5", "ns", lease_ms=LEASE_MS)) as store:
+        shown = [repr(store), str(store), repr(store.link), repr(store.on_loop()), store.link.where]
+
+    for text in shown:
+        assert SECRET not in text
+        assert "user" not in text
+        assert "cactus:1234" in text
+
+
+# -- keys and waits ----------------------------------------------------------------------------------------------------
+
+
+async def test_all_keys_stand_under_the_namespace_in_one_slot(
+    server: Server, store: RedisStore, namespace: str
+) -> None:
+    prefix = f"callboard:{{{namespace}}}:"
+    worker = Worker(store)
+    store.bind({"h": b"1"})
+    routes = [Route("q", "h", 1)]
+    append(store, batch(post(jobs=[(0, "a}b{c"), (0, "")]), version=1, routes=routes, log="run:1"))
+    enqueue(store, b"dead", b"later", b"held", b"flying", key="{k}")
+    enqueue(store, b"", due=NEVER)
+    for verdict in ("dead", "pass", "retry"):
+        worker.settle(next(one for one in worker.take() if one.key == "{k}"), verdict, 3_600_000, b"notes")
+        worker.beat(held=[])
+    worker.take()
+    store.announce("main", "e", "global", b"")
+    store.poke("@w1")
+    door = store.on_loop()
+
+    async with aclosing(cast("AsyncGenerator[Any]", door.subscribe("run:1"))) as heard:
+        await anext(heard)
+        with server.client() as client:
+            keys = {key.decode() for key in client.scan_iter(count=1000)}
+            channels = {channel.decode() for channel in client.pubsub_channels()}
+        await door.close()
+
+    kinds = {key.removeprefix(prefix).partition(":")[0] for key in keys}
+    everything = "bindings dead due held jobs lane letters log logs meta notes pending ready seen sent top wake workers"
+    assert kinds >= set(everything.split()) - {"ready"}
+    assert all(name.startswith(prefix) for name in keys | channels)
+    assert len({key_slot(name.encode()) for name in keys | channels}) == 1
+    assert channels == {f"{prefix}live:run:1"}
+
+
+def test_two_namespaces_do_not_meet(store: RedisStore, redis_url: str, namespace: str) -> None:
+    with opened(RedisStore(redis_url, f"{namespace}2", lease_ms=LEASE_MS)) as other:
+        same = post(b"a", jobs=[(0, "")])
+        append(store, batch(same, routes=[Route("q", "h", 1)]))
+
+        assert (other.pending("q"), other.queues(), other.logs()) == (0, [], [])
+        assert Worker(other).take() == []
+        assert append(other, batch(same, routes=[Route("q", "h", 1)]))[0].duplicate is False
+        assert bodies(Worker(store).take()) == [b"ea"]
+
+
+def test_ids_are_the_only_keys_that_come_and_go(server: Server, store: RedisStore, namespace: str) -> None:
+    """What is finished leaves nothing behind but its id, and that has an expiry."""
+    worker = Worker(store)
+    append(store, batch(post(jobs=[(0, "a"), (0, "")]), routes=[Route("q", "h", 1)]))
+    enqueue(store, b"1", b"2", key="a")
+    for _ in range(2):
+        for one in worker.take():
+            worker.settle(one, "retry", notes=b"notes")
+        worker.beat(held=[])
+    worker.take()
+    worker.beat(lease_ms=1, received=0)
+    assert wait_until(lambda: Worker(store, "w2").beat().recovered, "a lease to run out") == 2
+    worker.drain()
+    for name in ("w1", "w2"):
+        store.leave(name)
+    while store.wait(["q|h", "$due"], 0):
+        pass
+
+    with server.client() as client:
+        left = {
+            key.decode().removeprefix(f"callboard:{{{namespace}}}:"): client.pttl(key) for key in client.scan_iter()
+        }
+
+    ids = {name: left.pop(name) for name in list(left) if name.startswith(("seen:", "sent:"))}
+    assert len(ids) == 3
+    assert all(0 < cast("int", ttl_ms) <= 60_000 for ttl_ms in ids.values())
+    assert cast("int", left.pop("log:main")) > 0
+    assert set(left) == {"meta", "logs", "top:main", "pending"}
+
+
+def test_a_workers_own_ring_ends_by_itself(server: Server, store: RedisStore, namespace: str) -> None:
+    store.poke("@gone")
+    store.poke("q|h")
+
+    with server.client() as client:
+        ttl_s = [client.ttl(f"callboard:{{{namespace}}}:wake:{name}") for name in ("@gone", "q|h")]
+
+    assert 0 < cast("int", ttl_s[0]) <= 60
+    assert ttl_s[1] == -1
+
+
+def test_a_long_wait_is_made_of_shorter_ones(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "LONGEST_WAIT_S", 0.02)
+    start = time.perf_counter()
+
+    assert store.wait(["q|h"], 0.2) is None
+    assert time.perf_counter() - start >= 0.19
+
+    ring = threading.Timer(0.1, store.poke, ["q|h"])
+    ring.start()
+    assert store.wait(["q|h"], 10) == "q|h"
+    ring.join()
+
+
+def test_the_scripts_run_on_a_cluster(start_server: Callable[..., Server], namespace: str) -> None:
+    """One node that owns every slot: it refuses a script that touches another slot than its declared key's."""
+    with socket.socket() as probe:  # by default a node's second port is its first + 10,000, and that may be taken
+        probe.bind(("127.0.0.1", 0))
+        cluster_port = probe.getsockname()[1]
+    server = start_server(cluster_enabled="yes", cluster_port=cluster_port)
+    with server.client() as client:
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "the cluster to be up")
+    for n, check in enumerate([*LOG_CHECKS, *QUEUE_CHECKS]):
+        if any(
+            word in getattr(check, "__name__", "") for word in ("flush", "dead", "retry", "cap", "stale", "leaving")
+        ):
+            with opened(RedisStore(server.url, f"{namespace}.{n}", lease_ms=LEASE_MS)) as store:
+                check(store)
+
+
+async def test_a_frame_is_what_the_wire_page_says(server: Server, store: RedisStore, namespace: str) -> None:
+    """``epoch.seq token prev topics``, a newline, the body: read here without our own decoder."""
+    door = store.on_loop()
+    with server.client() as client, client.pubsub() as listener:
+        listener.subscribe(f"callboard:{{{namespace}}}:live:main")
+        assert listener.get_message(timeout=5) is not None
+        first, second = post(b"one\ntwo\x00"), post(b"")
+        append(store, batch(first, second, epoch="abc"))
+        await door.announce("main", "x", "agent:a agent:b", b"live")
+        heard = [wait_until(lambda: listener.get_message(timeout=1), "a frame")["data"] for _ in range(3)]
+    await door.close()
+
+    assert heard == [
+        b"abc.1 %s 0 global\none\ntwo\x00" % first.token.encode(),
+        b"abc.2 %s %s global\n" % (second.token.encode(), first.token.encode()),
+        b"abc.2 %s ~ agent:a agent:b\nlive" % second.token.encode(),
+    ]
