@@ -26,6 +26,7 @@ from bus.store.base import (
     Take,
 )
 from bus.store.redis import scripts
+from bus.store.redis.lines import Lines
 from bus.store.redis.link import ATTEMPT_S, Link, blocking_pool, translated
 from bus.store.redis.loop import RedisLoopStore
 from bus.store.redis.scripts import Call
@@ -54,6 +55,7 @@ class RedisStore:
         self._lease_ms = lease_ms
         # Clients are lazy: this opens no socket. Any: redis-py types its answers for all settings at once.
         self._commands: Any = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
+        self._lines = Lines(self._commands.connection_pool.make_connection, most=POOL, patience_s=ATTEMPT_S)
         # A blocking pop may rest on the server for LONGEST_WAIT_S; its socket must be more patient than that.
         patient = blocking_pool(self.link, size=POOL, timeout_s=LONGEST_WAIT_S + ATTEMPT_S)
         self._waits: Any = redis.Redis(connection_pool=patient)
@@ -71,6 +73,7 @@ class RedisStore:
         _check_fit(self.link, facts)
 
     def close(self) -> None:
+        self._lines.close()
         for client in (self._commands, self._waits):
             client.connection_pool.disconnect()
 
@@ -174,32 +177,22 @@ class RedisStore:
     # -- calling scripts -----------------------------------------------------------------------------------------------
 
     def _run(self, call: Call[T], *, writing: bool = True) -> T:
-        """Run one script by its SHA; a server that does not know it (restarted, flushed) is sent the text, once."""
+        return self._run_all([call], writing=writing)[0]
+
+    def _run_all(self, calls: Sequence[Call[T]], *, writing: bool = True) -> list[T]:
+        """Run scripts in one round trip, by their SHAs.
+
+        A script that the server does not know (it was restarted, or its scripts flushed) is sent again as text; the
+        others have happened and are not.
+        """
         with translated(self.link, writing=writing):
-            try:
-                answer = self._commands.execute_command("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments)
-            except NoScriptError:
-                answer = self._commands.execute_command("EVAL", call.script.text, 1, self.prefix, *call.arguments)
-        return call.answer(answer)
-
-    def _run_all(self, calls: Sequence[Call[T]]) -> list[T]:
-        """Run several in one round trip. Only what the server did not know is run again: the others have happened."""
-        if len(calls) == 1:
-            return [self._run(calls[0])]
-        with translated(self.link, writing=True):
-            pipe = self._commands.pipeline(transaction=False)
-            for call in calls:
-                pipe.execute_command("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments)
-            answers = pipe.execute(raise_on_error=False)
-        return [self._answer(call, answer) for call, answer in zip(calls, answers, strict=True)]
-
-    def _answer(self, call: Call[T], answer: Any) -> T:
-        if isinstance(answer, NoScriptError):
-            return self._run(call)
-        with translated(self.link, writing=True):
-            if isinstance(answer, Exception):
-                raise answer
-        return call.answer(answer)
+            answers = self._lines.ask([("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments) for call in calls])
+            for at, call in enumerate(calls):
+                if isinstance(answers[at], NoScriptError):
+                    (answers[at],) = self._lines.ask([("EVAL", call.script.text, 1, self.prefix, *call.arguments)])
+                if isinstance(answers[at], Exception):
+                    raise answers[at]
+        return [call.answer(answer) for call, answer in zip(calls, answers, strict=True)]
 
 
 def _dead(job: bytes, at_ms: int, letter: bytes, body: bytes | None, notes: bytes | None, lost: bytes | None) -> Dead:

@@ -1,0 +1,102 @@
+"""Connections for script calls, straight on redis-py's ``Connection``.
+
+A call through ``redis.Redis`` spends more time in Python than on the way to the server and back (178 us against 115 on
+loopback): retries that we do not want, metrics, a look at the socket before each use. Here a line is taken from a stack,
+written to, read from, and put back. A line that turns out to have died while it lay there is replaced, once: every script
+may be sent again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import ResponseError
+
+__all__ = ["Lines"]
+
+Command = Sequence[str | bytes | int]
+
+
+class Lines:
+    """At most ``most`` connections, opened when first needed. Safe from any thread, and after a fork."""
+
+    def __init__(self, connect: Callable[[], Any], *, most: int, patience_s: float) -> None:
+        self._connect = connect
+        self._most = most
+        self._patience_s = patience_s
+        self._start()
+
+    def _start(self) -> None:
+        self._idle: deque[Any] = deque()
+        self._free = threading.BoundedSemaphore(self._most)
+        self._closings = 0
+        self._pid = os.getpid()
+
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in one write and return their answers; an error answer is returned, not raised.
+
+        Blocks for a round trip, and before it while all lines are in use. Raises redis-py's ``ConnectionError`` and
+        ``TimeoutError``; a line that raised is closed.
+        """
+        if self._pid != os.getpid():
+            self._start()  # the parent's sockets stay the parent's
+        if not self._free.acquire(timeout=self._patience_s):
+            raise LostConnection("all connections are in use")
+        try:
+            closings = self._closings
+            line, rested = self._take()
+            try:
+                answers = _ask(line, commands)
+            except LostConnection:
+                if not rested:
+                    raise
+                self.close()  # what rested beside it is as dead
+                closings, line = self._closings, self._connect()
+                answers = _ask(line, commands)
+            self._put_back(line, closings)
+            return answers
+        finally:
+            self._free.release()
+
+    def _take(self) -> tuple[Any, bool]:
+        try:
+            return self._idle.pop(), True
+        except IndexError:
+            return self._connect(), False
+
+    def _put_back(self, line: Any, closings: int) -> None:
+        self._idle.append(line)
+        if closings != self._closings:  # closed meanwhile: nothing may rest here
+            self.close()
+
+    def close(self) -> None:
+        """Close the lines that rest; those in use are closed when they come back. Safe twice; usable afterwards."""
+        self._closings += 1
+        while self._idle:
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                return
+            line.disconnect()
+
+
+def _ask(line: Any, commands: Sequence[Command]) -> list[Any]:
+    """Write and read. Whatever cuts this short leaves answers unread, so the line is of no more use."""
+    try:
+        line.send_packed_command(line.pack_commands(commands), check_health=False)
+        return [_answer(line) for _ in commands]
+    except BaseException:
+        line.disconnect()
+        raise
+
+
+def _answer(line: Any) -> Any:
+    try:
+        return line.read_response()
+    except ResponseError as error:
+        return error
