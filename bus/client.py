@@ -198,15 +198,16 @@ class Bus:
             self._closed = False
 
     def _fall_back(self, error: BusUnavailable) -> None:
+        self._store.close()  # an unfit server was reached all the same
         if self._fallback is None:
             raise error
         log.warning("%s: this process goes on IN MEMORY; nothing is shared with others or handed over later", error)
-        self._store.close()
         self._store = MemoryStore(self.clock, lease_ms=int(self.limits.lease_s * 1000))
         self._fell_back = True
 
     def _close_if_unowned(self) -> None:
         with self._lock:
+            self._forget_ended_loops()
             if self._thread_owners or any(side.owners for side in self._sides.values()):
                 return
             self._closed = True
@@ -233,13 +234,16 @@ class Bus:
     def _side(self) -> _Side:
         loop = asyncio.get_running_loop()
         with self._lock:
-            # A loop that ended without closing took its sockets with it; all that is left of it is this entry.
-            for ended in [other for other in self._sides if other.is_closed()]:
-                del self._sides[ended]
+            self._forget_ended_loops()
             side = self._sides.get(loop)
             if side is None:
                 side = self._sides[loop] = _Side(self._store.on_loop())
             return side
+
+    def _forget_ended_loops(self) -> None:
+        """A loop that ended without closing took its sockets with it; all that is left of it is its entry here."""
+        for ended in [loop for loop in self._sides if loop.is_closed()]:
+            del self._sides[ended]
 
     async def _release(self, side: _Side) -> None:
         side.uses -= 1
@@ -418,10 +422,10 @@ class Bus:
             reader = Reader(side.store, name, matcher, start or "0", self.limits.max_bytes)
             handed = 0
             while not reader.caught_up:
-                for item in await reader.page():
+                for found in await reader.page():
                     if limit is not None and handed >= limit:
                         return
-                    yield item
+                    yield found.item
                     handed += 1
 
     def status(self) -> Status:

@@ -46,7 +46,10 @@ class Gap:
 
 
 def follow(at: Position, page: Page) -> Gap | None:
-    """Whether ``page`` (read after ``at``) goes on where ``at`` ends: ``None`` if so, otherwise the gap between them."""
+    """Whether ``page`` (read after ``at``) goes on where ``at`` ends: ``None`` if so, otherwise the gap between them.
+
+    Of another epoch all that is kept is new, so ``last`` is right there for a page that was read from the beginning.
+    """
     first_kept = page.entries[0].seq if page.entries else page.top + 1
     if page.epoch != at.epoch:
         return Gap(at.seq + 1, first_kept - 1, "epoch")

@@ -32,7 +32,7 @@ from typing import Protocol, cast
 
 from bus import codec, ids
 from bus.delivery import Delivery, follow
-from bus.errors import BusError, BusUnavailable
+from bus.errors import BusClosed, BusError, BusUnavailable
 from bus.position import Position
 from bus.store.base import Confirmed, Entry, Frame, LoopStore
 
@@ -58,11 +58,14 @@ class Tuned(Protocol):
     def wants(self, topics: list[str]) -> bool:
         """Whether an event with these topics is for it."""
 
-    def hand(self, delivery: Delivery) -> None:
-        """Take one in; must not block."""
+    def hand(self, delivery: Delivery, before: Position) -> None:
+        """Take one in, which came after ``before``; must not block."""
 
     def fall_behind(self) -> None:
         """Read on from the log by itself."""
+
+    def confirm(self, top: Position) -> None:
+        """The log was read up to its top; whoever has read further stands in a branch of it that is lost."""
 
     def end(self) -> None:
         """The hub has closed."""
@@ -86,18 +89,24 @@ class Hub:
         return f"<Hub {self.name} {self.state} at {self.position} with {len(self.listeners)} listeners>"
 
     async def start(self) -> None:
-        """Run, and return once attached. Raises the first :class:`~bus.errors.BusUnavailable` if it cannot attach."""
+        """Run, and return once attached.
+
+        Raises the first :class:`~bus.errors.BusUnavailable` if it cannot attach, or :class:`~bus.errors.BusClosed` if it
+        was closed meanwhile.
+        """
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"callboard hub {self.name}")
         await self._ready.wait()
-        if self.position is None:
-            failure = self._failure
+        if self.position is None and self._failure is not None:
             await self.close()
-            raise failure or BusUnavailable("the live link closed while it was being opened")
+            raise self._failure
+        if self.state == "closed":
+            raise BusClosed
 
     async def close(self) -> None:
         """End every listener, then the task and its connection, within a deadline. Safe twice."""
         self.state = "closed"
+        self._ready.set()  # whoever waits for the start is told
         for listener in tuple(self.listeners):
             listener.end()
         self.listeners.clear()
@@ -142,6 +151,8 @@ class Hub:
         if isinstance(frame, Confirmed) or not self._file(frame):
             self.state = "repairing"
             await self._repair()
+            for listener in tuple(self.listeners):
+                listener.confirm(cast("Position", self.position))
             self.state = "live"
             self._ready.set()
 
@@ -169,15 +180,14 @@ class Hub:
             return
         while True:
             at = self.position
-            page = await self._store.read(self.name, at.epoch, at.seq, PAGE)
+            # A new epoch is offered, never ours: a log that lost its data must not go on under the old name.
+            page = await self._store.read(self.name, ids.epoch(), at.seq, PAGE)
             gap = follow(at, page)
             if gap is not None:
-                log.warning(
-                    "log %r: events %d to %d cannot be repaired (%s)", self.name, gap.first, gap.last, gap.reason
-                )
-                self.position = Position(page.epoch, page.top, page.top_token)
+                log.warning("log %r cannot be repaired from %s on (%s)", self.name, at, gap.reason)
                 for listener in tuple(self.listeners):
                     listener.fall_behind()
+                self.position = Position(page.epoch, page.top, page.top_token)
                 return
             for entry in page.entries:
                 self._hand_out(Position(page.epoch, entry.seq, entry.token), entry)
@@ -186,6 +196,7 @@ class Hub:
 
     def _hand_out(self, position: Position, entry: Entry, *, ephemeral: bool = False) -> None:
         """To every listener that wants it; decoded once, and not at all if nobody does."""
+        before = cast("Position", self.position)
         if not ephemeral:
             self.position = position
         topics = entry.topics.split(" ") if entry.topics else []
@@ -193,7 +204,7 @@ class Hub:
         if wanting:
             delivery = deliver(position, entry, self._max_bytes, ephemeral=ephemeral)
             for listener in wanting if delivery is not None else ():
-                listener.hand(cast("Delivery", delivery))
+                listener.hand(cast("Delivery", delivery), before)
 
 
 def deliver(position: Position, entry: Entry, max_bytes: int, *, ephemeral: bool = False) -> Delivery | None:

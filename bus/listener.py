@@ -33,6 +33,13 @@ After = Position | Literal["0"] | None
 Item = Delivery | Gap
 
 
+class Found(NamedTuple):
+    """An item, and the position just before it: where to begin for this item to be the next."""
+
+    before: Position
+    item: Item
+
+
 class Reader:
     """Reads a log page by page from a cursor, filters it, and notices gaps. ``cursor`` is the last event looked at."""
 
@@ -46,24 +53,25 @@ class Reader:
         self._matcher = matcher
         self._max_bytes = max_bytes
 
-    async def page(self) -> list[Item]:
+    async def page(self) -> list[Found]:
         """The next items; an empty list may only mean that nothing in this page matched: compare ``cursor`` and ``top``."""
         at = self.cursor
-        page = await self._store.read(self._log, at.epoch if at else ids.epoch(), at.seq if at else 0, PAGE)
+        # A new epoch is offered, never ours: a log that lost its data must not go on under the old name.
+        page = await self._store.read(self._log, ids.epoch(), at.seq if at else 0, PAGE)
         gap = follow(at, page) if at is not None else None
-        items: list[Item] = []
-        if gap is not None:
-            items.append(gap)
-            if gap.reason != "trimmed":
-                # Another life, or another branch: what followed "our" number there is unknown, so begin at what is kept.
-                page = await self._store.read(self._log, page.epoch, 0, PAGE)
+        if gap is not None and gap.reason != "trimmed":
+            # Another life, or another branch: what followed "our" number there is unknown, so begin at what is kept.
+            page = await self._store.read(self._log, page.epoch, 0, PAGE)
+            if at is not None and gap.reason == "epoch":
+                gap = follow(at, page) or gap
+        found = [Found(at, gap)] if at is not None and gap is not None else []
         for entry in page.entries:
             if self._matcher.matches(entry.topics.split(" ") if entry.topics else ()):
-                found = deliver(Position(page.epoch, entry.seq, entry.token), entry, self._max_bytes)
-                if found is not None:
-                    items.append(found)
+                delivery = deliver(Position(page.epoch, entry.seq, entry.token), entry, self._max_bytes)
+                if delivery is not None:
+                    found.append(Found(Position(page.epoch, entry.seq - 1, entry.prev), delivery))
         self._move(page)
-        return items
+        return found
 
     def _move(self, page: Page) -> None:
         self.top = page.top
@@ -91,7 +99,7 @@ class Listener(Tuned):
     """Made by :meth:`bus.Bus.listen`; use it as ``async with bus.listen(...) as listener: async for item in listener``.
 
     Entering it attaches it; leaving it frees everything. It belongs to one task at a time. Iterating ends when the bus
-    is closed. ``position`` is the cursor to resume from: the last event that was handed out or filtered away.
+    is closed.
     """
 
     def __init__(
@@ -111,11 +119,10 @@ class Listener(Tuned):
         self._max_bytes = max_bytes
         self._hub: Hub | None = None
         self._reader: Reader | None = None
-        self._queue: deque[Item] = deque()
+        self._queue: deque[Found] = deque()
         self._attached = False
         self._ended = False
         self._arrived = asyncio.Event()
-        self.position: Position | None = None
 
     def __repr__(self) -> str:
         state = (
@@ -134,7 +141,6 @@ class Listener(Tuned):
         self._reader = Reader(joined.store, self._log, self._matcher, after, self._max_bytes)
         joined.hub.listeners.add(self)
         self._attached = after == position
-        self.position = self._reader.cursor
         return self
 
     async def __aexit__(
@@ -143,10 +149,24 @@ class Listener(Tuned):
         await self.close()
 
     @property
+    def position(self) -> Position | None:
+        """The cursor to resume from: the last event that was handed out or filtered away. ``None`` before the first."""
+        return self._queue[0].before if self._queue else self._seen
+
+    @property
+    def _seen(self) -> Position | None:
+        """The last event that was looked at, by the reader or, while attached, by the hub for us."""
+        cursor = self._reader.cursor if self._reader else None
+        at = self._hub.position if self._hub and self._attached else None
+        if at is None or cursor is None or (at.epoch == cursor.epoch and at.seq <= cursor.seq):
+            return cursor
+        return at
+
+    @property
     def lag(self) -> int:
         """How many events of the log this listener is behind its hub; those that do not match it count as well."""
         hub, at = self._hub, self.position
-        if hub is None or hub.position is None or at is None or (self._attached and not self._queue):
+        if hub is None or hub.position is None or at is None:
             return 0
         return max(0, hub.position.seq - at.seq)
 
@@ -155,9 +175,9 @@ class Listener(Tuned):
         if self._hub is None:
             return
         self._hub.listeners.discard(self)
-        self._hub = None
-        self._queue.clear()
+        self.fall_behind()
         self.end()
+        self._hub = None
         await self._leave()
 
     def __aiter__(self) -> Self:
@@ -166,39 +186,32 @@ class Listener(Tuned):
     async def __anext__(self) -> Item:
         if self._reader is None:
             raise BusClosed("enter the listener first: async with bus.listen(...) as listener")
-        while not self._queue:
-            if self._ended:
-                raise StopAsyncIteration
+        while not self._queue and not self._ended:
             if self._attached:
                 self._arrived.clear()
                 await self._arrived.wait()
             else:
                 await self._catch_up(self._reader)
-        item = self._queue.popleft()
-        if not self._queue and not self._attached:
-            self.position = self._reader.cursor
-        elif isinstance(item, Delivery):
-            self.position = item.position
-        return item
+        if not self._queue or self._hub is None:
+            raise StopAsyncIteration
+        return self._queue.popleft().item
 
     async def _catch_up(self, reader: Reader) -> None:
         """Read one page; once at the hub's position, attach. There is no ``await`` between that look and attaching."""
+        at = reader.cursor
+        await asyncio.sleep(0)  # a page from memory takes no time to wait for, and others want their turn
         try:
-            items = await reader.page()
+            self._queue.extend(await reader.page())
         except BusUnavailable:
             await asyncio.sleep(0.1)  # the hub says so in its state and its log
             return
-        if self._attached or self._ended:
+        hub, cursor = self._hub, reader.cursor
+        if self._ended or hub is None or hub.position is None or cursor is None or not reader.caught_up:
             return
-        self._queue.extend(items)
-        if not items:
-            self.position = reader.cursor
-        hub = self._hub
-        if hub is not None and hub.position is not None and reader.cursor is not None and reader.caught_up:
-            # The log may be ahead of the hub, whose frames are still on their way: those up to our cursor are skipped.
-            self._attached = hub.position.epoch == reader.cursor.epoch and hub.position.seq <= reader.cursor.seq
-            if not self._attached and hub.position.epoch != reader.cursor.epoch:
-                await asyncio.sleep(0.01)  # the hub is about to notice
+        # The log may be ahead of the hub, whose frames are still on their way: those up to our cursor are skipped.
+        self._attached = hub.position.epoch == cursor.epoch and hub.position.seq <= cursor.seq
+        if not self._attached and cursor == at:
+            await asyncio.sleep(0.01)  # the hub stands in another life or branch of the log and is about to notice
 
     # -- what the hub calls --------------------------------------------------------------------------------------------
 
@@ -206,13 +219,15 @@ class Listener(Tuned):
         """See :class:`bus.hub.Tuned`; one that is behind wants nothing from the hub."""
         return self._attached and self._matcher.matches(topics)
 
-    def hand(self, delivery: Delivery) -> None:
+    def hand(self, delivery: Delivery, before: Position) -> None:
         """See :class:`bus.hub.Tuned`; what does not fit into the queue is read from the log instead."""
         reader = self._reader
         if reader is None or reader.cursor is None:
             return
         if not delivery.ephemeral:
             if delivery.position.seq <= reader.cursor.seq and delivery.position.epoch == reader.cursor.epoch:
+                if delivery.position.seq == reader.cursor.seq:
+                    self.confirm(delivery.position)
                 return  # read from the log already
             if len(self._queue) >= QUEUE:
                 self.fall_behind()
@@ -220,11 +235,11 @@ class Listener(Tuned):
             reader.cursor = delivery.position
         elif len(self._queue) >= QUEUE:
             return  # ephemeral: live only
-        self._queue.append(delivery)
+        self._queue.append(Found(before, delivery))
         self._arrived.set()
 
     def fall_behind(self) -> None:
-        """Drop the queue and read on from the log, after the last item that was handed out."""
+        """Drop the queue and read on from the log, after the last item that was handed out or filtered away."""
         assert self._reader is not None  # noqa: S101 - only an entered listener is attached
         if self._attached:
             self._reader.cursor = self.position
@@ -232,8 +247,16 @@ class Listener(Tuned):
             self._attached = False
             self._arrived.set()
 
+    def confirm(self, top: Position) -> None:
+        """See :class:`bus.hub.Tuned`. Reading on by itself finds the gap, or none if the log has just grown."""
+        cursor = self._reader.cursor if self._reader else None
+        if cursor is not None and cursor.epoch == top.epoch and cursor.seq >= top.seq and cursor != top:
+            self.fall_behind()
+
     def end(self) -> None:
         """See :class:`bus.hub.Tuned`; what waits in the queue may still be read."""
+        if self._reader is not None:
+            self._reader.cursor = self._seen
         self._ended = True
         self._attached = False
         self._arrived.set()

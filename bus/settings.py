@@ -35,8 +35,11 @@ class Limits(NamedTuple):
     def checked(self) -> Limits:
         """Itself, if every number makes sense; otherwise :class:`~bus.errors.InvalidSettings`."""
         for name, value in self._asdict().items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise InvalidSettings(f"{name} must be a number above 0")
+            if name.endswith("_s"):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0.001 <= value <= 1e10:
+                    raise InvalidSettings(f"{name} must be a number of seconds, 0.001 or more")
+            elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1e10:
+                raise InvalidSettings(f"{name} must be a whole number, 1 or more")
         return self
 
 
