@@ -364,7 +364,19 @@ class Store(Protocol):
     def flush(self, queue: str) -> int:
         """Drop all unfinished jobs of a queue (in flight ones too: their settles will be refused). Returns how many."""
 
-    def dead(self, limit: int = 100) -> list[Dead]:
+    def replay(self, jobs: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Make dead letters work again: (job, the notes to begin anew with), each to the tail of its lane, in order.
+
+        ``False`` for one that is no dead letter (any more). Leases that ran out under it are forgotten.
+        """
+
+    def drop(self, jobs: Sequence[str]) -> list[bool]:
+        """Drop dead letters for good; ``False`` for one that is none. Safe twice."""
+
+    def dead_letter(self, job: str) -> Dead | None:
+        """One dead letter, or ``None`` where there is none of that number."""
+
+    def dead(self, limit: int = 100, skip: int = 0) -> list[Dead]:
         """The newest dead letters, newest first."""
 
     def dead_count(self) -> int:

@@ -273,4 +273,50 @@ def check_dead_letters_stand_newest_first(store: Store) -> None:
     assert times == sorted(times, reverse=True), f"their times do not fall: {times}"
 
 
+def check_a_replayed_dead_letter_is_work_again_at_the_tail_of_its_lane(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"1", b"2", b"3", key="a")
+    for _ in range(2):
+        worker.settle(worker.take_one(), "dead")
+    dead = sorted((one.job for one in store.dead()), key=int)
+
+    answers = store.replay([(dead[0], b"anew"), (dead[1], b""), (dead[0], b"again"), ("no such job", b"")])
+
+    assert answers == [True, True, False, False], f"the answers are {answers}"
+    assert (store.dead_count(), store.pending("q")) == (0, 3), "replayed jobs are not pending, or still dead"
+    first = worker.take_one()
+    assert first.body == b"3", "a replayed job passed what stood in its lane"
+    worker.settle(first)
+    second = worker.take_one()
+    assert (second.body, second.notes, second.lost) == (b"1", b"anew", 0), f"it begins anew as {second}"
+    worker.settle(second)
+    assert worker.drain() == [b"2"], "the replayed jobs lost their order"
+
+
+def check_a_dropped_dead_letter_is_gone(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"1", b"2")
+    for one in worker.take():
+        worker.settle(one, "dead")
+    doomed = next(one.job for one in store.dead() if one.body == b"1")
+
+    answers = [store.drop([doomed, "no such job"]), store.drop([doomed]), store.replay([(doomed, b"")])]
+
+    assert answers == [[True, False], [False], [False]], f"the answers are {answers}"
+    assert [one.body for one in store.dead()] == [b"2"], "another one was dropped"
+    assert store.dead_letter(doomed) is None, "it can still be looked at"
+
+
+def check_a_dead_letter_is_found_by_its_number_and_page_by_page(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, *(b"%d" % n for n in range(5)))
+    for one in worker.take():
+        worker.settle(one, "dead")
+    everything = store.dead()
+
+    assert [store.dead_letter(one.job) for one in everything] == everything, "by number they look different"
+    pages = store.dead(2), store.dead(2, 2), store.dead(2, 4), store.dead(2, 6)
+    assert [one for page in pages for one in page] == everything, "the pages do not make up the whole"
+
+
 QUEUE_CHECKS = collected(globals())

@@ -30,13 +30,12 @@ class LaneMessage(MessageProxy):
     arguments: Dramatiq logs messages whole when they fail, secrets included.
     """
 
-    def __init__(
-        self, message: Message[Any], taken: Taken, envelope: Envelope | None, attempts: list[dict[str, Any]]
-    ) -> None:
+    def __init__(self, message: Message[Any], taken: Taken, envelope: Envelope | None, notes: dict[str, Any]) -> None:
         super().__init__(message)
         self.taken = taken
         self.envelope = envelope
-        self.attempts = attempts
+        self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
+        self._before: list[dict[str, Any]] = notes.get("before", [])
         self.retry_in_ms: int | None = None
         self.holds_lane = True
         self.hand_back = False
@@ -89,7 +88,10 @@ class LaneMessage(MessageProxy):
     def _notes(self) -> bytes:
         # Options grow while a message is processed (retries, traceback); the attempts tell the rest.
         options = {name: value for name, value in self._message.options.items() if name != "traceback"}
-        return json.dumps({"options": options, "attempts": self.attempts[-KEPT_ATTEMPTS:]}, default=str).encode()
+        notes = {"options": options, "attempts": self.attempts[-KEPT_ATTEMPTS:]}
+        if self._before:
+            notes["before"] = self._before  # attempts of an earlier life, before it was replayed
+        return json.dumps(notes, default=str).encode()
 
 
 def body_of(message: Message[Any]) -> bytes:
@@ -100,7 +102,7 @@ def body_of(message: Message[Any]) -> bytes:
 def open_job(taken: Taken) -> LaneMessage:
     """Read a job. Raises ``ValueError`` for bytes that are none; the text names no content."""
     notes = json.loads(taken.notes) if taken.notes else {}
-    options, attempts = notes.get("options", {}), notes.get("attempts", [])
+    options = notes.get("options", {})
     kind, body = taken.body[:1], taken.body[1:]
     if kind == EVENT:
         try:
@@ -117,13 +119,13 @@ def open_job(taken: Taken) -> LaneMessage:
             message_id=envelope.id,
             message_timestamp=envelope.time_ms,
         )
-        return LaneMessage(message, taken, envelope, attempts)
+        return LaneMessage(message, taken, envelope, notes)
     if kind == MESSAGE:
         try:
             message = Message.decode(body)
         except DecodeError:
             raise ValueError("these bytes are not a Dramatiq message") from None
-        return LaneMessage(message.copy(options=options), taken, None, attempts)
+        return LaneMessage(message.copy(options=options), taken, None, notes)
     raise ValueError("the job's first byte names no known kind of work")
 
 

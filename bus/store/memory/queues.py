@@ -241,9 +241,36 @@ class Queues:
 
     # -- looking and clearing ------------------------------------------------------------------------------------------
 
-    def dead(self, limit: int) -> list[Dead]:
+    def replay(self, job: str, notes: bytes) -> bool:
+        """Make a dead letter work again, at the tail of its lane; ``False`` where there is none."""
+        letter = self._letters.pop(job, None)
+        if letter is None:
+            return False
+        self._lost.pop(job, None)
+        self._notes[job] = notes
+        route = letter.address.route
+        name = (route.queue, route.handler)
+        self.pending[name] = self.pending.get(name, 0) + 1
+        self._join_lane(letter.address, job)
+        return True
+
+    def drop(self, job: str) -> bool:
+        """Drop a dead letter; ``False`` where there is none."""
+        if self._letters.pop(job, None) is None:
+            return False
+        self._forget([job])
+        return True
+
+    def dead_letter(self, job: str) -> Dead | None:
+        """One dead letter."""
+        letter = self._letters.get(job)
+        return self._dead([(job, letter)])[0] if letter is not None else None
+
+    def dead(self, limit: int, skip: int) -> list[Dead]:
         """The newest dead letters, newest first."""
-        newest = list(self._letters.items())[::-1][:limit]
+        return self._dead(list(self._letters.items())[::-1][skip : skip + limit])
+
+    def _dead(self, letters: list[tuple[str, _Letter]]) -> list[Dead]:
         return [
             Dead(
                 job,
@@ -255,7 +282,7 @@ class Queues:
                 self._notes.get(job, b""),
                 self._lost.get(job, 0),
             )
-            for job, letter in newest
+            for job, letter in letters
         ]
 
     def dead_count(self) -> int:

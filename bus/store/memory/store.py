@@ -200,9 +200,21 @@ class MemoryStore:
             self._rung.notify_all()
             return dropped
 
-    def dead(self, limit: int = 100) -> list[Dead]:
+    def replay(self, jobs: Sequence[tuple[str, bytes]]) -> list[bool]:
         with self._lock:
-            return self._queues.dead(limit)
+            return [self._queues.replay(job, notes) for job, notes in jobs]
+
+    def drop(self, jobs: Sequence[str]) -> list[bool]:
+        with self._lock:
+            return [self._queues.drop(job) for job in jobs]
+
+    def dead_letter(self, job: str) -> Dead | None:
+        with self._lock:
+            return self._queues.dead_letter(job)
+
+    def dead(self, limit: int = 100, skip: int = 0) -> list[Dead]:
+        with self._lock:
+            return self._queues.dead(limit, skip)
 
     def dead_count(self) -> int:
         with self._lock:

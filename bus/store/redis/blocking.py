@@ -152,14 +152,30 @@ class RedisStore:
     def flush(self, queue: str) -> int:
         return self._run(scripts.flush(queue))
 
-    def dead(self, limit: int = 100) -> list[Dead]:
+    def replay(self, jobs: Sequence[tuple[str, bytes]]) -> list[bool]:
+        return self._run(scripts.replay(jobs)) if jobs else []
+
+    def drop(self, jobs: Sequence[str]) -> list[bool]:
+        return self._run(scripts.drop(jobs)) if jobs else []
+
+    def dead_letter(self, job: str) -> Dead | None:
+        with translated(self.link, writing=False):
+            at_ms = self._commands.zscore(self.prefix + "dead", job)
+        found = self._letters([(job.encode(), at_ms)]) if at_ms is not None else []
+        return found[0] if found else None
+
+    def dead(self, limit: int = 100, skip: int = 0) -> list[Dead]:
         if limit < 1:
             return []  # Redis would read the -1 that follows as "all"
         with translated(self.link, writing=False):
-            newest = self._commands.zrevrange(self.prefix + "dead", 0, limit - 1, withscores=True)
-            if not newest:
-                return []
-            jobs = [job for job, _ in newest]
+            newest = self._commands.zrevrange(self.prefix + "dead", skip, skip + limit - 1, withscores=True)
+        return self._letters(newest)
+
+    def _letters(self, newest: Sequence[tuple[bytes, float]]) -> list[Dead]:
+        if not newest:
+            return []
+        jobs = [job for job, _ in newest]
+        with translated(self.link, writing=False):
             pipe = self._commands.pipeline(transaction=False)
             for name in ("letters", "jobs", "notes", "lost"):
                 pipe.hmget(self.prefix + name, jobs)

@@ -35,10 +35,12 @@ __all__ = [
     "append",
     "beat",
     "bind",
+    "drop",
     "enqueue",
     "flush",
     "poke",
     "read",
+    "replay",
     "script",
     "settle",
     "take",
@@ -153,7 +155,7 @@ def settle(worker: str, settlements: Iterable[Settlement]) -> Call[list[bool]]:
     arguments: list[Argument] = [worker]
     for settlement in settlements:
         arguments += settlement
-    return Call(script("settle"), arguments, lambda answer: [bool(one) for one in answer])
+    return Call(script("settle"), arguments, _each)
 
 
 def take(worker: str, lease_ms: int, wish: Take) -> Call[list[Taken]]:
@@ -188,6 +190,20 @@ def beat(worker: str, lease_ms: int, received: int, held: Sequence[str], max_los
 def poke(name: str) -> Call[None]:
     """See :meth:`bus.store.base.Store.poke`."""
     return Call(script("poke"), (name,), lambda _: None)
+
+
+def replay(jobs: Sequence[tuple[str, bytes]]) -> Call[list[bool]]:
+    """See :meth:`bus.store.base.Store.replay`."""
+    return Call(script("replay"), [part for job in jobs for part in job], _each)
+
+
+def drop(jobs: Sequence[str]) -> Call[list[bool]]:
+    """See :meth:`bus.store.base.Store.drop`."""
+    return Call(script("drop"), jobs, _each)
+
+
+def _each(answer: Sequence[int]) -> list[bool]:
+    return [bool(one) for one in answer]
 
 
 def flush(queue: str) -> Call[int]:
