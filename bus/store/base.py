@@ -46,7 +46,9 @@ __all__ = [
     "Batch",
     "Beat",
     "Bindings",
+    "Census",
     "Confirmed",
+    "Count",
     "Dead",
     "Entry",
     "Frame",
@@ -240,6 +242,31 @@ class Beat(NamedTuple):
     handed_back: int
 
 
+class Count(NamedTuple):
+    """The unfinished work of one handler on one queue.
+
+    ``ready`` are entries that can be taken now (a lane with work counts once), ``delayed`` jobs that are not due yet,
+    ``held`` lanes that wait for the retry of their head, ``in_flight`` jobs by worker. ``unfinished`` counts every job;
+    what is in none of the others waits in a lane behind another. ``oldest`` is the body of the oldest ready job.
+    """
+
+    queue: str
+    handler: str
+    unfinished: int
+    ready: int
+    delayed: int
+    held: int
+    in_flight: Mapping[str, int]
+    oldest: bytes
+
+
+class Census(NamedTuple):
+    """A look at all the work of a namespace: what is paused, and the counts by queue and handler, in order of name."""
+
+    paused: frozenset[str]
+    counts: list[Count]
+
+
 class Dead(NamedTuple):
     """A dead letter. ``reason`` is the store's own word (``dead``: settled so; ``poison``: lost too many leases)."""
 
@@ -354,6 +381,18 @@ class Store(Protocol):
 
     def poke(self, name: str) -> None:
         """Ring a wake-up by hand. Never blocks for long; safe from any thread."""
+
+    def pause(self, name: str) -> bool:
+        """Have nothing of a queue (``queue``) or of one handler (``queue|handler``) taken any more, by anybody.
+
+        What was taken is finished. Returns whether that changed something; it lasts until :meth:`resume`.
+        """
+
+    def resume(self, name: str) -> bool:
+        """Undo :meth:`pause`, and ring for what has come meanwhile. Returns whether it was paused."""
+
+    def census(self) -> Census:
+        """How much work there is, by queue and handler. For people and tools: it costs more than a publish."""
 
     def pending(self, queue: str) -> int:
         """Jobs of a queue that are not finished: ready, waiting in lanes, delayed, held or in flight."""

@@ -319,4 +319,52 @@ def check_a_dead_letter_is_found_by_its_number_and_page_by_page(store: Store) ->
     assert [one for page in pages for one in page] == everything, "the pages do not make up the whole"
 
 
+def check_a_paused_queue_or_handler_is_not_taken_from_until_it_is_resumed(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"1", key="a")
+    held = worker.take_one()
+    enqueue(store, b"2", key="a")
+
+    for name in ("q", "q|h"):
+        assert [store.pause(name), store.pause(name)] == [True, False], f"pausing {name} twice answers otherwise"
+        assert store.census().paused == {name}, f"{name} is not told to be paused"
+        assert worker.take() == [], f"{name} is paused, and was taken from"
+        assert [store.resume(name), store.resume(name)] == [True, False], f"resuming {name} twice answers otherwise"
+    store.pause("other")
+    worker.settle(held)
+
+    assert worker.drain() == [b"2"], "what was in flight could not be settled, or another pause held this queue"
+
+
+def check_a_resumed_queue_rings(store: Store) -> None:
+    enqueue(store, b"1")
+    store.wait(["q|h"], 0)
+    store.pause("q")
+    Worker(store).beat(held=[])
+    assert store.wait(["q|h"], 0) is None, "a paused queue rings"
+
+    store.resume("q")
+
+    assert store.wait(["q|h"], 0) == "q|h", "resuming rang for nobody"
+
+
+def check_a_census_counts_the_work_by_what_it_waits_for(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"held", b"behind it", key="a")
+    worker.settle(worker.take_one(), "retry", delay_ms=60_000)
+    enqueue(store, b"in flight", key="b")
+    flying = worker.take_one()
+    enqueue(store, b"ready", b"behind it", key="c")
+    enqueue(store, b"ready too")
+    store.enqueue(Job("late", Route("q", "h", 1), "", b"delayed", "+60000"), 1000)
+
+    (count,) = store.census().counts
+
+    assert count[:6] == ("q", "h", 7, 2, 1, 1), f"it counts {count}"
+    assert count.in_flight == {worker.name: 1}, f"in flight it counts {count.in_flight}"
+    assert count.oldest == b"ready", f"the oldest is {count.oldest!r}"
+    worker.settle(flying)
+    assert store.census().counts[0].in_flight == {}, "a settled job is in flight"
+
+
 QUEUE_CHECKS = collected(globals())

@@ -14,7 +14,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import typer
 
 from bus import BusError
-from workers.cli import dead, demo, publish, tail, worker
+from workers.cli import dead, demo, publish, queues, tail, worker
 from workers.cli.outcome import CUT_SHORT, FAILURE, Failed, exit_code_of
 from workers.cli.terminal import tell, tell_error
 from workers.errors import WorkersError
@@ -31,6 +31,7 @@ cli.command("demo")(demo.demo)
 cli.command("worker")(worker.worker)
 cli.command("publish", no_args_is_help=False)(publish.publish)
 cli.command("tail")(tail.tail)
+cli.add_typer(queues.queues, name="queues")
 cli.add_typer(dead.dead, name="dead")
 
 

@@ -79,7 +79,10 @@ if #stale > 0 then
 end
 
 -- 5. A ring that a dying worker took along is rung again.
+local paused = {}
+for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 for _, name in ipairs(call('HKEYS', P .. 'pending')) do
+  if paused[name] or paused[string.match(name, '^[^|]*')] then name = '' end
   for prio = 0, 2 do
     if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then ring(name) end
   end

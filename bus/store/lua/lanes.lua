@@ -13,6 +13,7 @@
 --   notes, lost                  hash    job -> bytes of the last settle; job -> leases that ran out under it
 --   lane:queue|handler|key       list    jobs of one lane, the head first; the head stays while it is worked on
 --   ready:queue|handler|prio     list    what can be taken: "L"..key for a lane, "J"..job for a job without one
+--   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
 --                                head holds; job in 16 digits, so that the older is first among what is due at once

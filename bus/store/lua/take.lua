@@ -6,8 +6,13 @@
 -- Answer for each job: job, priority, handler, key, body, notes, lost
 
 local worker, ticket, room, queue = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
-local handlers = #ARGV - 5
 local jobs, from, records = {}, {}, {}
+
+local handlers, paused = {}, {}
+for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
+for i = 6, #ARGV do
+  if not paused[queue] and not paused[queue .. '|' .. ARGV[i]] then handlers[#handlers + 1] = ARGV[i] end
+end
 
 local function take_entry(prio, handler, entry)
   local key, job = '', string.sub(entry, 2)
@@ -27,12 +32,12 @@ for prio = 0, 2 do
   local found = true
   while found and room > 0 do
     found = false
-    local share = math.ceil(room / handlers)
-    for i = 6, #ARGV do
+    local share = math.ceil(room / #handlers)
+    for _, handler in ipairs(handlers) do
       local n = math.min(share, room)
-      local entries = n > 0 and call('LPOP', P .. 'ready:' .. queue .. '|' .. ARGV[i] .. '|' .. prio, n) or {}
+      local entries = n > 0 and call('LPOP', P .. 'ready:' .. queue .. '|' .. handler .. '|' .. prio, n) or {}
       for _, entry in ipairs(entries or {}) do
-        take_entry(prio, ARGV[i], entry)
+        take_entry(prio, handler, entry)
         found = true
       end
     end
@@ -41,9 +46,9 @@ end
 
 -- Whoever fills up with work left over passes the wake-up on.
 if room == 0 then
-  for i = 6, #ARGV do
+  for _, handler in ipairs(handlers) do
     for prio = 0, 2 do
-      if call('EXISTS', P .. 'ready:' .. queue .. '|' .. ARGV[i] .. '|' .. prio) == 1 then ring(queue .. '|' .. ARGV[i]) end
+      if call('EXISTS', P .. 'ready:' .. queue .. '|' .. handler .. '|' .. prio) == 1 then ring(queue .. '|' .. handler) end
     end
   end
   ring_all()

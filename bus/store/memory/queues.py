@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import NamedTuple
 
-from bus.store.base import PRIORITIES, Dead, Route, Settlement, Take, Taken
+from bus.store.base import PRIORITIES, Census, Count, Dead, Route, Settlement, Take, Taken
 
 __all__ = ["Queues"]
 
@@ -59,6 +59,7 @@ class Queues:
         self._leases: dict[str, int] = {}
         self._held: defaultdict[str, OrderedDict[str, _Held]] = defaultdict(OrderedDict)
         self._letters: OrderedDict[str, _Letter] = OrderedDict()
+        self._paused: set[str] = set()
         self.pending: dict[tuple[str, str], int] = {}
 
     # -- in ------------------------------------------------------------------------------------------------------------
@@ -110,11 +111,13 @@ class Queues:
     # -- take and settle -----------------------------------------------------------------------------------------------
 
     def take(self, worker: str, wish: Take, lease_ends_ms: int) -> list[Taken]:
-        """Priority by priority, and within one, a turn for each handler."""
+        """Priority by priority, and within one, a turn for each handler that is not paused."""
+        running = [one for one in wish.handlers if not self._paused & {wish.queue, f"{wish.queue}|{one}"}]
+        wish = wish._replace(handlers=tuple(running))
         taken: list[Taken] = []
         for priority in range(PRIORITIES):
             found = True
-            while found and len(taken) < wish.limit:
+            while found and wish.handlers and len(taken) < wish.limit:
                 found = False
                 share = -(-(wish.limit - len(taken)) // len(wish.handlers))
                 for handler in wish.handlers:
@@ -231,13 +234,31 @@ class Queues:
     def ring_again(self) -> None:
         """Ring wherever work is ready: whoever took the last ring may have died."""
         for route, ready in self._ready.items():
-            if ready:
-                self._ring(f"{route.queue}|{route.handler}")
+            name = f"{route.queue}|{route.handler}"
+            if ready and not self._paused & {route.queue, name}:
+                self._ring(name)
 
     def expire_letters(self, before_ms: int) -> None:
         """Drop dead letters older than that."""
         while self._letters and next(iter(self._letters.values())).at_ms <= before_ms:
             self._forget([self._letters.popitem(last=False)[0]])
+
+    # -- pausing -------------------------------------------------------------------------------------------------------
+
+    def pause(self, name: str) -> bool:
+        """Have nothing of a queue or a handler taken any more; ``False`` where it was paused already."""
+        changed = name not in self._paused
+        self._paused.add(name)
+        return changed
+
+    def resume(self, name: str) -> bool:
+        """Undo it; ``False`` where it was not paused."""
+        changed = name in self._paused
+        self._paused.discard(name)
+        for queue, handler in self.pending:
+            if name in (queue, f"{queue}|{handler}"):
+                self._ring(f"{queue}|{handler}")
+        return changed
 
     # -- looking and clearing ------------------------------------------------------------------------------------------
 
@@ -284,6 +305,30 @@ class Queues:
             )
             for job, letter in letters
         ]
+
+    def census(self) -> Census:
+        """How much work there is."""
+        return Census(frozenset(self._paused), [self._count(*name) for name in sorted(self.pending)])
+
+    def _count(self, queue: str, handler: str) -> Count:
+        mine = [address for _, _, address, job in self._due if job and address.lane[:2] == (queue, handler)]
+        held = [address for _, _, address, job in self._due if not job and address.lane[:2] == (queue, handler)]
+        ready = [entries for route, entries in self._ready.items() if route[:2] == (queue, handler) and entries]
+        heads = [self._lanes[queue, handler, each[0].key][0] if each[0].key else each[0].job for each in ready]
+        books = {
+            worker: sum(record.address.lane[:2] == (queue, handler) for record in records.values())
+            for worker, records in self._held.items()
+        }
+        return Count(
+            queue,
+            handler,
+            self.pending[queue, handler],
+            sum(map(len, ready)),
+            len(mine),
+            len(held),
+            {worker: n for worker, n in books.items() if n},
+            self._jobs[min(heads, key=int)] if heads else b"",
+        )
 
     def dead_count(self) -> int:
         """How many there are."""

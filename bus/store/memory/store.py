@@ -15,6 +15,7 @@ from bus.store.base import (
     Batch,
     Beat,
     Bindings,
+    Census,
     Dead,
     Exchange,
     Job,
@@ -185,6 +186,18 @@ class MemoryStore:
 
     def poke(self, name: str) -> None:
         self._ring(name)
+
+    def pause(self, name: str) -> bool:
+        with self._lock:
+            return self._queues.pause(name)
+
+    def resume(self, name: str) -> bool:
+        with self._lock:
+            return self._queues.resume(name)
+
+    def census(self) -> Census:
+        with self._lock:
+            return self._queues.census()
 
     def pending(self, queue: str) -> int:
         with self._lock:

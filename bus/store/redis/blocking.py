@@ -15,6 +15,7 @@ from bus.store.base import (
     Batch,
     Beat,
     Bindings,
+    Census,
     Dead,
     Exchange,
     Job,
@@ -138,6 +139,15 @@ class RedisStore:
 
     def poke(self, name: str) -> None:
         self._run(scripts.poke(name))
+
+    def pause(self, name: str) -> bool:
+        return self._run(scripts.pause(name, paused=True))
+
+    def resume(self, name: str) -> bool:
+        return self._run(scripts.pause(name, paused=False))
+
+    def census(self) -> Census:
+        return self._run(scripts.census(), writing=False)
 
     def pending(self, queue: str) -> int:
         with translated(self.link, writing=False):

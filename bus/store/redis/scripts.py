@@ -18,6 +18,8 @@ from bus.store.base import (
     Batch,
     Beat,
     Bindings,
+    Census,
+    Count,
     Entry,
     Job,
     Page,
@@ -35,9 +37,11 @@ __all__ = [
     "append",
     "beat",
     "bind",
+    "census",
     "drop",
     "enqueue",
     "flush",
+    "pause",
     "poke",
     "read",
     "replay",
@@ -204,6 +208,29 @@ def drop(jobs: Sequence[str]) -> Call[list[bool]]:
 
 def _each(answer: Sequence[int]) -> list[bool]:
     return [bool(one) for one in answer]
+
+
+def pause(name: str, *, paused: bool) -> Call[bool]:
+    """See :meth:`bus.store.base.Store.pause` and ``resume``."""
+    return Call(script("pause"), (name, int(paused)), bool)
+
+
+def census() -> Call[Census]:
+    """See :meth:`bus.store.base.Store.census`."""
+    return Call(script("census"), (), _census)
+
+
+def _census(answer: Sequence[Any]) -> Census:
+    counts, at = [], 1
+    while at < len(answer):
+        name, unfinished, ready, delayed, held, oldest, workers = answer[at : at + 7]
+        at += 7
+        pairs = answer[at : at + 2 * workers]
+        at += 2 * workers
+        queue, _, handler = name.decode().partition("|")
+        in_flight = {worker.decode(): int(n) for worker, n in zip(pairs[::2], pairs[1::2], strict=True)}
+        counts.append(Count(queue, handler, unfinished, ready, delayed, held, in_flight, oldest))
+    return Census(frozenset(name.decode() for name in answer[0]), sorted(counts))
 
 
 def flush(queue: str) -> Call[int]:

@@ -1,0 +1,56 @@
+#!lua flags=no-writes,allow-oom
+-- Count the work of every queue and handler.
+--
+-- KEYS  1 prefix
+-- Answer {paused names, for each queue|handler: name, unfinished, ready, delayed, held lanes, body of the oldest ready job or "",
+--         number of workers that hold some, then for each: worker, how many}
+--
+-- Delayed work is counted up to 10,000 entries, so that a look never holds the server up for long.
+
+local counts = call('HGETALL', P .. 'pending')
+local of = {}
+for i = 1, #counts, 2 do
+  of[counts[i]] = { unfinished = tonumber(counts[i + 1]), ready = 0, delayed = 0, lanes = 0, by = {}, workers = 0 }
+end
+
+for _, member in ipairs(call('ZRANGE', P .. 'due', 0, 9999)) do
+  local kind, _, _, queue, handler = unpack_due(member)
+  local it = of[queue .. '|' .. handler]
+  if it and kind == 'L' then it.lanes = it.lanes + 1 elseif it then it.delayed = it.delayed + 1 end
+end
+
+for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
+  for _, record in ipairs(call('HVALS', P .. 'held:' .. worker)) do
+    local _, _, queue, handler = unpack_held(record)
+    local it = of[queue .. '|' .. handler]
+    if it then
+      if not it.by[worker] then it.workers = it.workers + 1 end
+      it.by[worker] = (it.by[worker] or 0) + 1
+    end
+  end
+end
+
+local answer = { call('SMEMBERS', P .. 'paused') }
+for name, it in pairs(of) do
+  local oldest
+  for prio = 0, 2 do
+    local ready = P .. 'ready:' .. name .. '|' .. prio
+    it.ready = it.ready + call('LLEN', ready)
+    local entry = call('LINDEX', ready, 0)
+    if entry then
+      local job = string.sub(entry, 2)
+      if string.sub(entry, 1, 1) == 'L' then job = call('LINDEX', P .. 'lane:' .. name .. '|' .. job, 0) end
+      if job and (not oldest or tonumber(job) < tonumber(oldest)) then oldest = job end
+    end
+  end
+  local n = #answer
+  answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4], answer[n + 5] =
+    name, it.unfinished, it.ready, it.delayed, it.lanes
+  answer[n + 6] = oldest and call('HGET', P .. 'jobs', oldest) or ''
+  answer[n + 7] = it.workers
+  for worker, held in pairs(it.by) do
+    answer[#answer + 1] = worker
+    answer[#answer + 1] = held
+  end
+end
+return answer

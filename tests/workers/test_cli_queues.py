@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import pytest
+
+from bus import Bus, Event
+from tests.waiting import wait_until
+from tests.workers.commands import callboard, error_of
+from tests.workers.running import working
+from workers import App, Context
+
+Run = Callable[..., CompletedProcess[str]]
+
+
+class Order(Event, type="test.order", version=1):
+    agent_id: str
+    n: int
+
+
+@pytest.fixture
+def queues(redis_url: str, namespace: str) -> Run:
+    def run(*args: str) -> CompletedProcess[str]:
+        return callboard("queues", *args, env={"BUS_URL": redis_url, "BUS_NAMESPACE": namespace})
+
+    return run
+
+
+def test_the_table_says_what_the_work_waits_for(queues: Run, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+    begun, release = threading.Event(), threading.Event()
+
+    @app.on(Order, key="agent_id", name="orders", min_backoff=60_000, max_backoff=60_000)
+    def orders(event: Order, ctx: Context) -> None:
+        if event.agent_id == "retried":
+            raise RuntimeError("in a minute")
+        begun.set()
+        release.wait(20)
+
+    @app.on("test.never", name="idle", queue="other")
+    def idle(event: object) -> None: ...
+
+    app.bind()
+    bus.publish_sync(Order(agent_id="a", n=0), delay=3600)
+    with working(app, threads=2):
+        for n in range(3):
+            bus.publish_sync(Order(agent_id="flying", n=n))
+        bus.publish_sync(Order(agent_id="retried", n=0))
+        assert begun.wait(5)
+        wait_until(lambda: bus.store.census().counts[0].held == 1, "the retry to be held")
+        facts = [json.loads(line) for line in queues("--json").stdout.splitlines()]
+        table = queues().stdout
+        bus.store.pause("default")
+        release.set()
+    bus.close_sync()
+
+    (orders_facts, idle_facts) = facts
+    (holder,) = orders_facts.pop("in_flight").items()
+    assert holder[1] == 1
+    assert orders_facts == {
+        "queue": "default",
+        "handler": "orders",
+        "unfinished": 5,
+        "ready": 0,
+        "in_lanes": 2,
+        "delayed": 1,
+        "retrying": 1,
+        "oldest_s": None,
+        "paused": False,
+    }
+    assert (idle_facts["handler"], idle_facts["unfinished"]) == ("idle", 0)
+    assert [line.split()[:2] for line in table.splitlines()[1:]] == [["default", "orders"], ["other", "idle"]]
+
+
+@pytest.mark.parametrize("name", ["default", "orders"], ids=["queue", "handler"])
+def test_a_pause_holds_all_workers_at_once_and_a_resume_lets_them_go_on(
+    queues: Run, redis_url: str, namespace: str, name: str
+) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+    handled: list[int] = []
+
+    @app.on(Order, key="agent_id", name="orders")
+    def orders(event: Order) -> None:
+        handled.append(event.n)
+
+    with working(app):
+        assert queues("pause", name).stderr == f"paused {name}\n"
+        bus.publish_sync(Order(agent_id="a", n=1))
+        (fact,) = [json.loads(line) for line in queues("--json").stdout.splitlines()]
+        assert (fact["paused"], fact["ready"], handled) == (True, 1, [])
+        assert 0 <= fact["oldest_s"] < 10
+        assert queues("resume", name).stderr == f"resumed {name}\n"
+        wait_until(lambda: handled == [1], "the resumed work")
+    bus.close_sync()
+
+    assert queues("resume", name).stderr == f"{name} was not paused\n"
+
+
+def test_an_unknown_name_is_one_clear_line(queues: Run) -> None:
+    assert "no queue or handler 'nowhere'" in error_of(queues("pause", "nowhere"), 2)
+
+
+def test_memory_has_no_queues_to_look_at_from_outside() -> None:
+    assert "in memory" in error_of(callboard("queues"), 2)
