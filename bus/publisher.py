@@ -130,7 +130,8 @@ class Publisher:
         while left:
             routing = self._routing
             chunks = list(_chunks(left))
-            answers = yield Send([self._batch(routing, [letter for _, letter in chunk]) for chunk in chunks])
+            batches = [self._batch(routing, [letter for _, letter in chunk]) for chunk in chunks]
+            answers = yield Send(batches)
             if isinstance(answers, BusUnavailable):
                 if time.monotonic() + pause_s > deadline:
                     raise _given_up(answers, left[0][1])
@@ -138,13 +139,13 @@ class Publisher:
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
                 continue
             left = []
-            for chunk, answer in zip(chunks, answers or (), strict=True):
+            for chunk, batch, answer in zip(chunks, batches, answers or (), strict=True):
                 if isinstance(answer, Stale):
                     self._learn(answer)
                     left += chunk
                 else:
-                    for (index, letter), appended in zip(chunk, answer, strict=True):
-                        receipts[index] = _receipt(letter, appended, routing)
+                    for (index, letter), post, appended in zip(chunk, batch.posts, answer, strict=True):
+                        receipts[index] = _receipt(letter, appended, len(post.jobs))
         return [receipts[index] for index in range(len(letters))]
 
     def _learn(self, stale: Stale) -> None:
@@ -183,15 +184,15 @@ def _chunks(letters: Sequence[tuple[int, Letter]]) -> Iterable[list[tuple[int, L
         yield chunk
 
 
-def _receipt(letter: Letter, appended: Appended, routing: Routing) -> Receipt:
+def _receipt(letter: Letter, appended: Appended, jobs: int) -> Receipt:
     position = Position(appended.epoch, appended.seq, appended.token)
     if not appended.duplicate:
-        return Receipt(letter.envelope.id, position, duplicate=False, jobs=len(routing.jobs(letter.envelope)))
+        return Receipt(letter.envelope.id, position, duplicate=False, jobs=jobs)
     # A lost reply answered by a repeat looks the same from here as somebody else's event under this id, but for its token.
     ours = appended.token == letter.token
     if not ours:
         log.info("event %s was published before; the first one counts", letter.envelope.id)
-    return Receipt(letter.envelope.id, position, not ours, len(routing.jobs(letter.envelope)) if ours else 0)
+    return Receipt(letter.envelope.id, position, not ours, jobs if ours else 0)
 
 
 def _given_up(error: BusUnavailable, letter: Letter) -> BusUnavailable:
