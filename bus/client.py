@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -23,12 +22,12 @@ from bus.bindings import Binding
 from bus.clock import Clock
 from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings
 from bus.events import Event
-from bus.hub import Hub
 from bus.listener import After, Item, Joined, Listener, Reader
 from bus.position import Position
 from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
 from bus.settings import Limits, check_log, settle_namespace, settle_url
-from bus.store.base import LoopStore, Store
+from bus.sides import Side, Sides
+from bus.store.base import Store
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.topics import Matcher
@@ -56,23 +55,13 @@ class Status(NamedTuple):
     lag: int
 
 
-@dataclass(slots=True)
-class _Side:
-    """What one event loop uses of the bus: ``uses`` counts owners, listeners and readers."""
-
-    store: LoopStore
-    uses: int = 0
-    owners: int = 0
-    hubs: dict[str, Hub] = field(default_factory=dict)
-
-
 class Bus:
     """Publish events, listen to them, and hand them to workers: in memory, or on Redis across machines.
 
     ``url``: ``memory://`` (private to this object), ``memory://name`` (shared in the process), or ``redis://``,
     ``rediss://``, ``unix://``. Without one, ``BUS_URL``, then ``REDIS_URL``, then memory. ``namespace`` is the app's own
-    world on that server (else ``BUS_NAMESPACE``, else ``callboard``). With ``fallback="memory"`` a server that is away when the bus is opened is replaced by memory,
-    with a warning; nothing is handed over later. The numbers are explained in :class:`bus.settings.Limits`.
+    world on that server (else ``BUS_NAMESPACE``, else ``callboard``). With ``fallback="memory"`` a server that
+    is away when the bus is opened is replaced by memory, with a warning; nothing is handed over later. The numbers are explained in :class:`bus.settings.Limits`.
 
     One object serves several event loops and threads. ``async with bus`` (or ``open`` and ``close``) frees what a loop
     used; a bus that was never opened opens what it needs by itself, and is closed with :meth:`close_sync`.
@@ -105,7 +94,7 @@ class Bus:
         self._store = self._make_store(settle_url(url))
         self._publisher = Publisher(source or f"/{self.namespace}", self.limits, self.clock)
         self._lock = threading.RLock()
-        self._sides: dict[asyncio.AbstractEventLoop, _Side] = {}
+        self._sides = Sides()
         self._thread_owners = 0
         self._reached = False
         self._closed = False
@@ -144,9 +133,7 @@ class Bus:
             self._reach()
         else:
             await asyncio.to_thread(self._reach)
-        side = self._side()
-        side.owners += 1
-        side.uses += 1
+        self._sides.take(self._store.on_loop).owners += 1
         return self
 
     async def close(self) -> None:
@@ -155,14 +142,13 @@ class Bus:
         After the last close of all owners, publishing raises :class:`~bus.errors.BusClosed` until the bus is opened
         again. Without a matching ``open`` it does nothing, so it is safe twice. Bounded in time.
         """
-        side = self._sides.get(asyncio.get_running_loop())
+        side = self._sides.here()
         if side is None or side.owners == 0:
             return
         side.owners -= 1
         if side.owners == 0:
-            for hub in tuple(side.hubs.values()):
-                await hub.close()
-        await self._release(side)
+            await side.close_hubs()
+        await self._sides.release(side)
         self._close_if_unowned()
 
     async def __aenter__(self) -> Self:
@@ -207,8 +193,7 @@ class Bus:
 
     def _close_if_unowned(self) -> None:
         with self._lock:
-            self._forget_ended_loops()
-            if self._thread_owners or any(side.owners for side in self._sides.values()):
+            if self._thread_owners or self._sides.owned():
                 return
             self._closed = True
             self._reached = False
@@ -231,41 +216,18 @@ class Bus:
         if not self._reached:
             self._reach()
 
-    def _side(self) -> _Side:
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            self._forget_ended_loops()
-            side = self._sides.get(loop)
-            if side is None:
-                side = self._sides[loop] = _Side(self._store.on_loop())
-            return side
-
-    def _forget_ended_loops(self) -> None:
-        """A loop that ended without closing took its sockets with it; all that is left of it is its entry here."""
-        for ended in [loop for loop in self._sides if loop.is_closed()]:
-            del self._sides[ended]
-
-    async def _release(self, side: _Side) -> None:
-        side.uses -= 1
-        if side.uses == 0:
-            self._sides.pop(asyncio.get_running_loop(), None)
-            for hub in tuple(side.hubs.values()):
-                await hub.close()
-            await side.store.close()
-
     @asynccontextmanager
-    async def using(self) -> AsyncIterator[_Side]:
+    async def using(self) -> AsyncIterator[Side]:
         """Keep what this loop uses of the bus open for as long as the block runs, without owning the bus."""
         if self._closed:
             raise BusClosed
         if not self._reached:
             await asyncio.to_thread(self._reach)
-        side = self._side()
-        side.uses += 1
+        side = self._sides.take(self._store.on_loop)
         try:
             yield side
         finally:
-            await self._release(side)
+            await self._sides.release(side)
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
@@ -331,7 +293,7 @@ class Bus:
 
     async def _publish(self, publications: Iterable[Publication]) -> list[Receipt]:
         letters = [self._publisher.letter(publication) for publication in publications]
-        side = None if self._closed else self._sides.get(asyncio.get_running_loop())
+        side = None if self._closed else self._sides.here()
         if side is None:
             return await asyncio.to_thread(self._send, letters)
         plan = self._publisher.plan(letters)
@@ -396,19 +358,12 @@ class Bus:
             side = await using.__aenter__()
             left.using = using
             try:
-                return Joined(await self._hub(side, name), side.store)
+                return Joined(await side.hub(name, self.limits.max_bytes), side.store)
             except BaseException:
                 await left()
                 raise
 
         return Listener(join, left, name, Matcher(patterns or ("global",)), _after(after), self.limits.max_bytes)
-
-    async def _hub(self, side: _Side, name: str) -> Hub:
-        hub = side.hubs.get(name)
-        if hub is None or hub.state == "closed":
-            hub = side.hubs[name] = Hub(side.store, name, self.limits.max_bytes)
-        await hub.start()
-        return hub
 
     async def history(
         self, *patterns: str, after: str = "0", limit: int | None = None, log: str | None = None
@@ -430,10 +385,7 @@ class Bus:
 
     def status(self) -> Status:
         """How the bus is doing, as the calling loop sees it. Never blocks; works outside of a loop as well."""
-        try:
-            side = self._sides.get(asyncio.get_running_loop())
-        except RuntimeError:
-            side = None
+        side = self._sides.here()
         hubs = [hub for hub in side.hubs.values() if hub.state != "closed"] if side else []
         main = next((hub.position for hub in hubs if hub.name == check_log(None)), None)
         connected = self._reached and not self._closed and all(hub.state == "live" for hub in hubs)

@@ -117,7 +117,8 @@ class Server:
     @property
     def url(self) -> str:
         """What a client connects to, with the password where ``requirepass`` was given."""
-        return f"redis://{f':{quote(self._password)}@' if self._password else ''}127.0.0.1:{self.port}/0"
+        who = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis://{who}127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:

@@ -1,0 +1,89 @@
+"""What belongs to an event loop: its connections and its hubs, one *side* for each loop that uses a bus.
+
+A side is made by its first user and closed, on its own loop, by its last. Users are owners (who opened the bus),
+listeners and readers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bus.hub import Hub
+from bus.store.base import LoopStore
+
+__all__ = ["Side", "Sides"]
+
+
+@dataclass(slots=True)
+class Side:
+    """One loop's part. ``uses`` counts all users, ``owners`` those who opened the bus."""
+
+    store: LoopStore
+    uses: int = 0
+    owners: int = 0
+    hubs: dict[str, Hub] = field(default_factory=dict)
+
+    async def hub(self, log: str, max_bytes: int) -> Hub:
+        """The hub of a log, running; made by the first who asks. Raises what :meth:`bus.hub.Hub.start` raises."""
+        hub = self.hubs.get(log)
+        if hub is None or hub.state == "closed":
+            hub = self.hubs[log] = Hub(self.store, log, max_bytes)
+        await hub.start()
+        return hub
+
+    async def close_hubs(self) -> None:
+        """End all listeners. Safe twice."""
+        for hub in tuple(self.hubs.values()):
+            await hub.close()
+
+
+class Sides:
+    """The sides of one bus. Safe from any thread; each side is touched on its own loop only."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_loop: dict[asyncio.AbstractEventLoop, Side] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_loop)
+
+    def here(self) -> Side | None:
+        """The running loop's side, if it has one. ``None`` outside of a loop."""
+        try:
+            return self._by_loop.get(asyncio.get_running_loop())
+        except RuntimeError:
+            return None
+
+    def take(self, make: Callable[[], LoopStore]) -> Side:
+        """The running loop's side, for one more user; made if need be."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            self._forget_ended_loops()
+            side = self._by_loop.get(loop)
+            if side is None:
+                side = self._by_loop[loop] = Side(make())
+            side.uses += 1
+            return side
+
+    async def release(self, side: Side) -> None:
+        """One user less; the last one closes it."""
+        side.uses -= 1
+        if side.uses == 0:
+            with self._lock:
+                self._by_loop.pop(asyncio.get_running_loop(), None)
+            await side.close_hubs()
+            await side.store.close()
+
+    def owned(self) -> bool:
+        """Whether any living loop has opened the bus."""
+        with self._lock:
+            self._forget_ended_loops()
+            return any(side.owners for side in self._by_loop.values())
+
+    def _forget_ended_loops(self) -> None:
+        """A loop that ended without closing took its sockets with it; all that is left of it is its entry here."""
+        for ended in [loop for loop in self._by_loop if loop.is_closed()]:
+            del self._by_loop[ended]
