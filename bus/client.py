@@ -97,6 +97,7 @@ class Bus:
         self._sides = Sides()
         self._thread_owners = 0
         self._reached = False
+        self._failure: tuple[float, BusUnavailable] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -173,12 +174,19 @@ class Bus:
         self._close_if_unowned()
 
     def _reach(self) -> None:
-        """Connect and check the server, once until the bus is closed."""
+        """Connect and check the server, once until the bus is closed.
+
+        Threads that ask while one is trying share its failure, instead of each waiting for a hung server in turn.
+        """
+        asked = time.monotonic()
         with self._lock:
             if not self._reached:
+                if self._failure is not None and self._failure[0] > asked:
+                    raise type(self._failure[1])(str(self._failure[1]))
                 try:
                     self._store.open()
                 except BusUnavailable as error:
+                    self._failure = (time.monotonic(), error)
                     self._fall_back(error)
                 self._reached = True
             self._closed = False

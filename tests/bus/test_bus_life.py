@@ -556,3 +556,25 @@ def test_status_is_of_the_calling_loop(url: str, namespace: str) -> None:
     asyncio.run(use())
 
     assert seen == [0, 1]
+
+
+def test_many_threads_wait_for_a_hung_server_together_and_not_one_after_the_other(
+    start_server: StartServer, namespace: str
+) -> None:
+    server = start_server()
+    bus = Bus(server.url, namespace=namespace)
+    server.freeze()
+
+    def ask(_: int) -> str:
+        with pytest.raises(BusUnavailable) as caught:
+            bus.open_sync()
+        return str(caught.value)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as threads:
+        said = set(threads.map(ask, range(8)))
+    took = time.monotonic() - began
+    server.thaw()
+
+    assert took < 6, f"eight threads waited {took:.1f} s for a server that gets 2 s"
+    assert len(said) == 1
