@@ -10,8 +10,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -96,6 +96,8 @@ class Bus:
         self._lock = threading.RLock()
         self._sides = Sides()
         self._thread_owners = 0
+        self._openings = 0
+        self._counting = threading.Lock()
         self._reached = False
         self._failure: tuple[float, BusUnavailable] | None = None
         self._closed = False
@@ -130,11 +132,12 @@ class Bus:
 
         Raises :class:`~bus.errors.BusUnavailable` where the server is away or unfit (unless there is a fallback).
         """
-        if self._store.mode == "memory":
-            self._reach()
-        else:
-            await asyncio.to_thread(self._reach)
-        self._sides.take(self._store.on_loop).owners += 1
+        with self._opening():
+            if self._store.mode == "memory":
+                self._reach()
+            else:
+                await asyncio.to_thread(self._reach)
+            self._sides.take(self._store.on_loop).owners += 1
         return self
 
     async def close(self) -> None:
@@ -162,10 +165,22 @@ class Bus:
 
     def open_sync(self) -> Self:
         """As :meth:`open`, for threads and scripts: all threads together are one more owner, counted likewise."""
-        self._reach()
-        with self._lock:
-            self._thread_owners += 1
+        with self._opening():
+            self._reach()
+            with self._lock:
+                self._thread_owners += 1
         return self
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """While somebody opens, somebody else's last close must not close it under their hands."""
+        with self._counting:  # not the lock that is held while a server is being reached
+            self._openings += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._openings -= 1
 
     def close_sync(self) -> None:
         """Undo one ``open_sync``, or end a bus that was never opened by hand. Safe twice."""
@@ -201,7 +216,7 @@ class Bus:
 
     def _close_if_unowned(self) -> None:
         with self._lock:
-            if self._thread_owners or self._sides.owned():
+            if self._thread_owners or self._openings or self._sides.owned():
                 return
             self._closed = True
             self._reached = False
@@ -268,9 +283,10 @@ class Bus:
         return (await self._publish([publication]))[0]
 
     async def publish_many(self, publications: Iterable[Publication]) -> list[Receipt]:
-        """Publish several in one round trip, in order; each is atomic, the batch is not.
+        """Publish several, in order, in one round trip for each 500; each event is atomic, the whole is not.
 
-        All are checked before the first is sent: a bad one raises as in :meth:`publish` and none is published.
+        All are checked before the first is sent: a bad one raises as in :meth:`publish` and none is published. Where the
+        server gives out on the way, the error's ``id`` is that of the first event that may be missing.
         """
         return await self._publish(publications)
 
@@ -366,12 +382,12 @@ class Bus:
             side = await using.__aenter__()
             left.using = using
             try:
-                return Joined(await side.hub(name, self.limits.max_bytes), side.store)
+                return Joined(await side.hub(name), side.store)
             except BaseException:
                 await left()
                 raise
 
-        return Listener(join, left, name, Matcher(patterns or ("global",)), _after(after), self.limits.max_bytes)
+        return Listener(join, left, name, Matcher(patterns or ("global",)), _after(after))
 
     async def history(
         self, *patterns: str, after: str = "0", limit: int | None = None, log: str | None = None
@@ -382,7 +398,7 @@ class Bus:
         """
         name, matcher, start = check_log(log), Matcher(patterns or ("**",)), _after(after)
         async with self.using() as side:
-            reader = Reader(side.store, name, matcher, start or "0", self.limits.max_bytes)
+            reader = Reader(side.store, name, matcher, start or "0")
             handed = 0
             while not reader.caught_up:
                 for found in await reader.page():

@@ -74,13 +74,12 @@ class Tuned(Protocol):
 class Hub:
     """See the module. ``start`` and ``close`` bear being called twice; everything belongs to the loop it started on."""
 
-    def __init__(self, store: LoopStore, name: str, max_bytes: int) -> None:
+    def __init__(self, store: LoopStore, name: str) -> None:
         self.name = name
         self.state = "connecting"
         self.position: Position | None = None
         self.listeners: set[Tuned] = set()
         self._store = store
-        self._max_bytes = max_bytes
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._failure: BusUnavailable | None = None
@@ -202,16 +201,16 @@ class Hub:
         topics = entry.topics.split(" ") if entry.topics else []
         wanting = [listener for listener in self.listeners if listener.wants(topics)]
         if wanting:
-            delivery = deliver(position, entry, self._max_bytes, ephemeral=ephemeral)
+            delivery = deliver(position, entry, ephemeral=ephemeral)
             for listener in wanting if delivery is not None else ():
                 listener.hand(cast("Delivery", delivery), before)
 
 
-def deliver(position: Position, entry: Entry, max_bytes: int, *, ephemeral: bool = False) -> Delivery | None:
+def deliver(position: Position, entry: Entry, *, ephemeral: bool = False) -> Delivery | None:
     """Decode an entry. ``None`` for bytes that are no event (a foreign writer's): logged, and of no use to anybody."""
     try:
-        # Twice the limit: what another process was allowed to publish is not for us to drop.
-        envelope = codec.decode(entry.body, max_bytes=max(2 * max_bytes, 1 << 20))
+        # Whatever its size: what another process was allowed to publish is not for us to drop.
+        envelope = codec.decode(entry.body, max_bytes=len(entry.body))
     except BusError as error:
         log.error("event %s cannot be read and is left out: %s", position, error)
         return None

@@ -43,15 +43,12 @@ class Found(NamedTuple):
 class Reader:
     """Reads a log page by page from a cursor, filters it, and notices gaps. ``cursor`` is the last event looked at."""
 
-    def __init__(
-        self, store: LoopStore, log: str, matcher: Matcher, after: Position | Literal["0"], max_bytes: int
-    ) -> None:
+    def __init__(self, store: LoopStore, log: str, matcher: Matcher, after: Position | Literal["0"]) -> None:
         self.cursor: Position | None = None if after == "0" else Position.parse(after)
         self.top: int | None = None
         self._store = store
         self._log = log
         self._matcher = matcher
-        self._max_bytes = max_bytes
 
     async def page(self) -> list[Found]:
         """The next items; an empty list may only mean that nothing in this page matched: compare ``cursor`` and ``top``."""
@@ -67,7 +64,7 @@ class Reader:
         found = [Found(at, gap)] if at is not None and gap is not None else []
         for entry in page.entries:
             if self._matcher.matches(entry.topics.split(" ") if entry.topics else ()):
-                delivery = deliver(Position(page.epoch, entry.seq, entry.token), entry, self._max_bytes)
+                delivery = deliver(Position(page.epoch, entry.seq, entry.token), entry)
                 if delivery is not None:
                     found.append(Found(Position(page.epoch, entry.seq - 1, entry.prev), delivery))
         self._move(page)
@@ -109,14 +106,12 @@ class Listener(Tuned):
         log: str,
         matcher: Matcher,
         after: After,
-        max_bytes: int,
     ) -> None:
         self._join = join
         self._leave = leave
         self._log = log
         self._matcher = matcher
         self._after = after
-        self._max_bytes = max_bytes
         self._hub: Hub | None = None
         self._reader: Reader | None = None
         self._queue: deque[Found] = deque()
@@ -138,7 +133,7 @@ class Listener(Tuned):
         position = joined.hub.position
         assert position is not None  # a hub that started stands somewhere  # noqa: S101
         after = self._after or position
-        self._reader = Reader(joined.store, self._log, self._matcher, after, self._max_bytes)
+        self._reader = Reader(joined.store, self._log, self._matcher, after)
         joined.hub.listeners.add(self)
         self._attached = after == position
         return self

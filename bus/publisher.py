@@ -123,30 +123,35 @@ class Publisher:
         return Letter(envelope, body, ids.token(), _due(publication), check_log(publication.log))
 
     def plan(self, letters: Sequence[Letter]) -> Plan:
-        """Append all, again and again where it is safe and of use, until answered or past the deadline."""
-        receipts: dict[int, Receipt] = {}
-        left = list(enumerate(letters))
-        deadline, pause_s = time.monotonic() + self._limits.deadline_s, FIRST_PAUSE_S
-        while left:
-            routing = self._routing
-            chunks = list(_chunks(left))
-            batches = [self._batch(routing, [letter for _, letter in chunk]) for chunk in chunks]
-            answers = yield Send(batches)
-            if isinstance(answers, BusUnavailable):
-                if time.monotonic() + pause_s > deadline:
-                    raise _given_up(answers, left[0][1])
-                yield Pause(pause_s)
-                pause_s = min(2 * pause_s, LAST_PAUSE_S)
-                continue
-            left = []
-            for chunk, batch, answer in zip(chunks, batches, answers or (), strict=True):
-                if isinstance(answer, Stale):
-                    self._learn(answer)
-                    left += chunk
-                else:
-                    for (index, letter), post, appended in zip(chunk, batch.posts, answer, strict=True):
-                        receipts[index] = _receipt(letter, appended, len(post.jobs))
-        return [receipts[index] for index in range(len(letters))]
+        """Append all, again and again where it is safe and of use, until answered or past the deadline.
+
+        One batch at a time, so that no event is ever passed by a later one.
+        """
+        receipts: list[Receipt] = []
+        deadline, pause_s, unknown = time.monotonic() + self._limits.deadline_s, FIRST_PAUSE_S, False
+        for chunk in _chunks(letters):
+            while True:
+                routing = self._routing
+                batch = self._batch(routing, chunk)
+                answers = yield Send([batch])
+                if isinstance(answers, BusUnavailable):
+                    # Once unknown, always unknown: a later refusal says nothing of what was sent before.
+                    unknown = unknown or answers.outcome == "unknown"
+                    if time.monotonic() + pause_s > deadline:
+                        raise _given_up(answers, chunk[0], unknown=unknown)
+                    yield Pause(pause_s)
+                    pause_s = min(2 * pause_s, LAST_PAUSE_S)
+                    continue
+                answer = (answers or [])[0]
+                if not isinstance(answer, Stale):
+                    break
+                self._learn(answer)
+            receipts += [
+                _receipt(letter, appended, len(post.jobs))
+                for letter, post, appended in zip(chunk, batch.posts, answer, strict=True)
+            ]
+            unknown = False
+        return receipts
 
     def _learn(self, stale: Stale) -> None:
         if stale.version != self._routing.version:
@@ -170,17 +175,17 @@ class Publisher:
         )
 
 
-def _chunks(letters: Sequence[tuple[int, Letter]]) -> Iterable[list[tuple[int, Letter]]]:
+def _chunks(letters: Sequence[Letter]) -> Iterable[list[Letter]]:
     """Runs of one log, of bounded number and size, in order."""
-    for _, run in groupby(letters, key=lambda numbered: numbered[1].log):
-        chunk: list[tuple[int, Letter]] = []
+    for _, run in groupby(letters, key=lambda letter: letter.log):
+        chunk: list[Letter] = []
         size = 0
-        for numbered in run:
-            if chunk and (len(chunk) >= BATCH or size + len(numbered[1].body) > BATCH_BYTES):
+        for letter in run:
+            if chunk and (len(chunk) >= BATCH or size + len(letter.body) > BATCH_BYTES):
                 yield chunk
                 chunk, size = [], 0
-            chunk.append(numbered)
-            size += len(numbered[1].body)
+            chunk.append(letter)
+            size += len(letter.body)
         yield chunk
 
 
@@ -195,9 +200,10 @@ def _receipt(letter: Letter, appended: Appended, jobs: int) -> Receipt:
     return Receipt(letter.envelope.id, position, not ours, jobs if ours else 0)
 
 
-def _given_up(error: BusUnavailable, letter: Letter) -> BusUnavailable:
+def _given_up(error: BusUnavailable, letter: Letter, *, unknown: bool) -> BusUnavailable:
+    """The end of a publish: of this event, and of those after it; the ones before it were published."""
     event_id = letter.envelope.id
-    if error.outcome == "refused":
+    if not unknown:
         return BusUnavailable(f"{error}; the event was not published", outcome="refused", id=event_id)
     why = f"{error}; whether the event was published is unknown: publish it again with id={event_id!r}, and it counts once"
     return BusUnavailable(why, outcome="unknown", id=event_id)

@@ -26,11 +26,11 @@ class Side:
     owners: int = 0
     hubs: dict[str, Hub] = field(default_factory=dict)
 
-    async def hub(self, log: str, max_bytes: int) -> Hub:
+    async def hub(self, log: str) -> Hub:
         """The hub of a log, running; made by the first who asks. Raises what :meth:`bus.hub.Hub.start` raises."""
         hub = self.hubs.get(log)
         if hub is None or hub.state == "closed":
-            hub = self.hubs[log] = Hub(self.store, log, max_bytes)
+            hub = self.hubs[log] = Hub(self.store, log)
         await hub.start()
         return hub
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import secrets
+import signal
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any, Literal, cast
@@ -69,6 +70,11 @@ def mode(request: pytest.FixtureRequest) -> Literal["memory", "redis"]:
 def url(mode: Literal["memory", "redis"], namespace: str, request: pytest.FixtureRequest) -> str:
     """A store to run on; whoever asks for it runs in both modes."""
     return f"memory://{namespace}" if mode == "memory" else cast("str", request.getfixturevalue("redis_url"))
+
+
+def pytest_configure() -> None:
+    """A shell that starts us in the background has SIGINT ignored, and programs inherit that: ours are to hear it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

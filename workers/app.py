@@ -119,7 +119,7 @@ class App:
 
         def run(text: str) -> Any:
             job = CURRENT.get()
-            envelope = job.envelope if job is not None and job.envelope is not None else codec.decode(text.encode())
+            envelope = job.envelope if job is not None and job.envelope is not None else _decode(text)
             event = _read(envelope)
             attempt = job.attempt if job is not None else 1
             ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping)
@@ -138,6 +138,11 @@ class App:
 
         run.__module__, run.__name__ = handler.function.__module__, handler.function.__name__
         return run
+
+
+def _decode(text: str) -> Envelope:
+    body = text.encode()
+    return codec.decode(body, max_bytes=len(body))
 
 
 def _read(envelope: Envelope) -> Event | dict[str, Any]:

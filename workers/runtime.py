@@ -49,7 +49,10 @@ class Runtime:
             self.loop.start()
             self._resources = Resources(self._bus, self._lifespans)
             self.loop.call(self._resources.open(), BOOT_S)
-            self._bus.bind(bindings)
+            wanted = list(bindings)
+            self._bus.bind(wanted)
+            # A server that comes back empty knows no bindings, and publishers would queue work for nobody.
+            broker.lease.when_forgotten = lambda: self._bus.bind(wanted)
             broker.lease.start()
         except BaseException as error:
             self.stop(broker)

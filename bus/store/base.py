@@ -235,11 +235,16 @@ class Settlement(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """What a heartbeat found: when the next delayed work is due (ms from now, ``None`` for never), and what it moved."""
+    """What a heartbeat found: when the next delayed work is due (ms from now, ``None`` for never), and what it moved.
+
+    ``forgotten``: the store did not know the worker. It is the first beat, or the lease had run out, or the store has
+    lost its data, bindings included.
+    """
 
     next_due_ms: int | None
     recovered: int
     handed_back: int
+    forgotten: bool
 
 
 class Count(NamedTuple):
@@ -327,9 +332,9 @@ class Store(Protocol):
     # the log side
 
     def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
-        """Number, log, announce and queue every post that is new: each event whole or not at all, in one round trip.
+        """Number, log, announce and queue every post that is new: each event whole or not at all.
 
-        An answer for each batch, in order. Events of one log keep the order of the posts.
+        A round trip and an answer for each batch, in order; the first failure ends it. Events of one log keep the order of the posts.
         """
 
     def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:

@@ -666,7 +666,7 @@ scripts = st.lists(
 )  # a listener has read further than its hub, on a lost branch
 async def test_whatever_a_link_does_each_event_follows_the_one_before_or_a_gap(script: list[str]) -> None:
     store = Scripted(script)
-    hub = Hub(store, "main", 1000)
+    hub = Hub(store, "main")
 
     async def join() -> Joining:
         await hub.start()
@@ -676,7 +676,7 @@ async def test_whatever_a_link_does_each_event_follows_the_one_before_or_a_gap(s
 
     async def listen(after: Literal["0"] | None) -> list[Item]:
         told: list[Item] = []
-        async with Listener(join, leave, "main", Matcher(("**",)), after, 1000) as listener:
+        async with Listener(join, leave, "main", Matcher(("**",)), after) as listener:
             store.begun.set()
             while not told or isinstance(told[-1], Gap) or told[-1].position.token != "end":
                 told.append(await anext(listener))

@@ -364,3 +364,19 @@ async def test_a_storm_of_kills_leaves_every_listener_complete(server: Server, r
     assert all(b == a + 1 for seqs in heard for a, b in pairwise(seqs))
     assert [seqs[-1] for seqs in heard] == [1000] * 10
     assert kills >= 10
+
+
+async def test_an_outcome_that_was_unknown_once_is_never_called_refused(
+    start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server()
+    async with Bus(server.url, namespace=namespace, deadline_s=3.5) as bus:
+        await bus.publish({"type": "test.before"})
+        server.freeze()
+        publishing = asyncio.create_task(bus.publish({"type": "test.unknown"}))
+        await asyncio.sleep(2.5)
+        server.kill()
+        with pytest.raises(BusUnavailable) as caught:
+            await publishing
+
+    assert caught.value.outcome == "unknown"

@@ -142,7 +142,7 @@ def test_every_script_survives_a_server_that_does_not_know_it(
         (lambda: store.append([batch(post()), batch(post())]), lambda answer: [one[0].seq for one in answer] == [2, 3]),
         (lambda: store.announce("main", "e", "global", b""), lambda answer: answer.seq == 3),
         (lambda: store.read("main", "e", 0, 10), lambda answer: answer.top == 3),
-        (lambda: store.bind({"h": b"1"}), lambda answer: answer == 1),
+        (lambda: store.bind({"h": b"1"}), lambda answer: answer > 0),
         (lambda: store.enqueue(Job("1", route, "", b"1"), 60_000), lambda answer: answer is True),
         (lambda: store.enqueue(Job("2", route, "", b"2"), 60_000), lambda answer: answer is True),
         (lambda: worker.take(1), lambda answer: bodies(answer) == [b"1"]),
@@ -221,8 +221,7 @@ def test_a_full_server_refuses_new_events_and_lets_work_go_on(
 ) -> None:
     server = start_server(maxmemory="12mb", maxmemory_policy="noeviction")
     with opened(RedisStore(server.url, namespace, lease_ms=LEASE_MS)) as store:
-        store.bind({"h": b"1"})
-        accepted, refusal = fill(store)
+        accepted, refusal = fill(store, store.bind({"h": b"1"}))
 
         assert refusal.outcome == "refused"
         assert "is full" in str(refusal)
@@ -233,7 +232,7 @@ def test_a_full_server_refuses_new_events_and_lets_work_go_on(
 
         # Workers come and go, report, and drain.
         store.open()
-        assert store.bind({"h": b"1", "h2": b"2"}) == 2
+        version = store.bind({"h": b"1", "h2": b"2"})
         assert store.announce("main", "e", "global", b"progress").seq == accepted
         store.poke("@w1")
         worker = Worker(store)
@@ -242,13 +241,15 @@ def test_a_full_server_refuses_new_events_and_lets_work_go_on(
         assert store.leave(worker.name) == 0
         assert store.flush("q") == 0
 
-        assert append(store, batch(post(), version=2))[0].seq == accepted + 1, "drained, it is as full as before"
+        assert append(store, batch(post(), version=version))[0].seq == accepted + 1, "drained, it is as full as before"
 
 
-def fill(store: RedisStore) -> tuple[int, BusUnavailable]:
+def fill(store: RedisStore, version: int) -> tuple[int, BusUnavailable]:
     """Append until the server refuses. How many it took."""
     for accepted in range(10_000):
-        one = batch(post(bytes(64 * 1024), jobs=[(0, f"k{accepted % 5}")]), routes=[Route("q", "h", 1)], version=1)
+        one = batch(
+            post(bytes(64 * 1024), jobs=[(0, f"k{accepted % 5}")]), routes=[Route("q", "h", 1)], version=version
+        )
         try:
             store.append([one])
         except BusUnavailable as refusal:
@@ -539,9 +540,9 @@ async def test_all_keys_stand_under_the_namespace_in_one_slot(
 ) -> None:
     prefix = f"callboard:{{{namespace}}}:"
     worker = Worker(store)
-    store.bind({"h": b"1"})
+    version = store.bind({"h": b"1"})
     routes = [Route("q", "h", 1)]
-    append(store, batch(post(jobs=[(0, "a}b{c"), (0, "")]), version=1, routes=routes, log="run:1"))
+    append(store, batch(post(jobs=[(0, "a}b{c"), (0, "")]), version=version, routes=routes, log="run:1"))
     enqueue(store, b"dead", b"later", b"held", b"flying", key="{k}")
     enqueue(store, b"", due=NEVER)
     for verdict in ("dead", "pass", "retry"):

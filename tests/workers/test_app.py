@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import dramatiq
@@ -10,6 +10,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from bus import Bus, Delivery, Event, Publication
 from bus.store.base import Job, Route
+from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers.running import run_program, working
 from workers import App, Context, InvalidHandler, Progress
@@ -519,3 +520,68 @@ def test_later_events_of_a_lane_wait_for_a_retry_or_pass_it_as_the_handler_says(
         app.broker.join("default", timeout=10_000)
 
     assert handled == (["0", "1", "2", "3"] if order == "strict" else ["1", "2", "3", "0"])
+
+
+class Nasty(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even my text")
+
+
+def test_a_failure_that_cannot_be_judged_ends_in_the_dead_letters_and_is_never_taken_for_success(
+    app: App, bus: Bus
+) -> None:
+    def judge(retries: int, error: BaseException) -> bool:
+        raise AttributeError("a retry_when of the app that fails itself")
+
+    @app.on(Posted, topics="agent:**", name="textless", max_retries=0)
+    def textless(event: Posted) -> None:
+        raise Nasty
+
+    @app.on(Posted, topics="agent:**", name="unjudged", retry_when=judge)
+    def unjudged(event: Posted) -> None:
+        raise ValueError("no")
+
+    app.bind()
+    post(bus, "hi")
+    with working(app):
+        app.broker.join("default", timeout=5000, fail_fast=False)
+
+    assert {dead.route.handler for dead in bus.store.dead()} == {"textless", "unjudged"}
+
+
+def test_an_event_as_large_as_the_bus_allows_is_handled_and_heard(url: str, namespace: str) -> None:
+    bus = Bus(url, namespace=namespace, max_bytes=4 << 20)
+    app = App(bus)
+    handled: list[int] = []
+
+    @app.on(Posted, topics="agent:**")
+    def handler(event: Posted) -> None:
+        handled.append(len(event.text))
+
+    app.bind()
+    post(bus, "x" * (2 << 20))
+    with working(app):
+        app.broker.join("default", timeout=5000)
+    bus.close_sync()
+
+    assert handled == [2 << 20]
+
+
+def test_no_version_of_the_bindings_comes_twice_even_after_the_server_lost_its_data(
+    start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server()
+    publisher, old, new = (Bus(server.url, namespace=namespace) for _ in range(3))
+    for bus, name in ((old, "old"), (new, "new")):
+        app = App(bus)
+        app.on(Posted, name=name)(lambda _: None)
+        if name == "new":
+            with server.client() as client:
+                client.flushall()
+        app.bind()
+        receipt = publisher.publish_sync(Posted(agent_id="a1", text="hi"))
+        assert receipt.jobs == 1
+        (count,) = publisher.store.census().counts
+        assert count.handler == name
+    for bus in (publisher, old, new):
+        bus.close_sync()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import dramatiq
 import pytest
 from dramatiq.middleware import MiddlewareError
 
-from bus import Bus, BusClosed, Delivery, Event
+from bus import Bus, BusClosed, BusUnavailable, Delivery, Event
 from tests import leaks
+from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers.running import start_program, working
 from workers import App, BootFailed, Context
@@ -287,3 +288,38 @@ def test_the_events_of_a_killed_worker_run_again_within_ten_seconds(
 
     assert [line.split()[1] for line in ledger.read_text().splitlines()] == ["0", "1", "1", "2", "3"]
     assert heir.returncode == 0
+
+
+def test_a_worker_binds_its_handlers_again_on_a_server_that_comes_back_empty(
+    start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server()
+    bus = Bus(server.url, namespace=namespace)
+    app = App(bus)
+    handled: list[int] = []
+
+    @app.on(Cue, key="agent_id")
+    def handler(event: Cue) -> None:
+        handled.append(event.n)
+
+    with working(app):
+        assert bus.publish_sync(Cue(n=1)).jobs == 1
+        app.broker.join("default", timeout=5000)
+        with server.client() as client:
+            client.flushall()
+        wait_until(lambda: bus.store.bindings().bindings, "the bindings to be written again")
+        assert bus.publish_sync(Cue(n=2)).jobs == 1
+        server.restart()  # without an append-only file, so empty
+        wait_until(lambda: found_bindings(bus), "the bindings to be written again", timeout=15)
+        assert bus.publish_sync(Cue(n=3)).jobs == 1
+        wait_until(lambda: 3 in handled, "the work to go on", timeout=10)
+    bus.close_sync()
+
+    assert handled[0] == 1
+
+
+def found_bindings(bus: Bus) -> bool:
+    try:
+        return bool(bus.store.bindings().bindings)
+    except BusUnavailable:
+        return False

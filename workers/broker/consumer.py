@@ -23,6 +23,7 @@ __all__ = ["LaneConsumer"]
 
 AHEAD_S = 0.05
 MOST_AHEAD = 256
+PACE_S = 0.1
 GATHER_S = 0.005
 """How long settlements wait for company."""
 
@@ -166,11 +167,11 @@ class LaneConsumer(Consumer):
             self._lease.refresh()
 
     def _measure(self) -> None:
-        """Follow the pace at which jobs are settled, smoothed over a few exchanges."""
+        """Follow the pace at which jobs are settled, smoothed over ``PACE_S``; a longer silence forgets what was."""
         now = time.monotonic()
         elapsed = now - self._looked_at
         if elapsed > 0.001:
-            self._pace_per_s += 0.3 * (self._settled / elapsed - self._pace_per_s)
+            self._pace_per_s += min(1.0, elapsed / PACE_S) * (self._settled / elapsed - self._pace_per_s)
             self._settled, self._looked_at = 0, now
 
     def _wait_for_server(self, error: BusUnavailable) -> None:

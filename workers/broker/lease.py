@@ -53,6 +53,8 @@ class Lease:
         """Notified when something rang, was settled or is ending; guards what the consumers share."""
         self.quiet = False
         """Whether it has stopped taking."""
+        self.when_forgotten: Callable[[], None] | None = None
+        """Called on the keeper's thread when the store no longer knew this worker: it may have lost the bindings too."""
         self._store = store
         self._lease_ms = lease_ms
         self._handlers_of = handlers_of
@@ -219,7 +221,7 @@ class Lease:
     # -- the two threads -----------------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        away = False
+        away = known = False
         while not self._ending.is_set():
             with self.changed:
                 received = min(self._open_tickets, default=self._tickets + 1) - 1
@@ -235,10 +237,22 @@ class Lease:
                     log.info("the lease is renewed again")
                 away = False
                 if beat.recovered:
-                    log.warning("%d jobs of workers whose leases ran out are available again", beat.recovered)
+                    log.warning("%d job(s) of workers whose leases ran out can be taken again", beat.recovered)
+                if beat.forgotten:
+                    self._be_known_again(known=known)
+                known = True
                 rest_s = BEAT_S if beat.next_due_ms is None else min(BEAT_S, beat.next_due_ms / 1000)
             self._due.wait(rest_s)
             self._due.clear()
+
+    def _be_known_again(self, *, known: bool) -> None:
+        if known:
+            log.warning("the store had forgotten this worker: its lease had run out, or the server has lost its data")
+        if self.when_forgotten is not None:
+            try:
+                self.when_forgotten()
+            except BusError as error:
+                log.warning("the handlers could not be bound again: %s", error)
 
     def _listen(self) -> None:
         while not self._ending.is_set():

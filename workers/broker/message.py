@@ -63,7 +63,7 @@ class LaneMessage(MessageProxy):
             {
                 "at_ms": int(time.time() * 1000),
                 "error": type(error).__name__,
-                "message": str(error)[:1000],
+                "message": _text(error)[:1000],
                 "traceback": trace[-KEPT_TEXT:],
             }
         )
@@ -94,6 +94,14 @@ class LaneMessage(MessageProxy):
         return json.dumps(notes, default=str).encode()
 
 
+def _text(error: BaseException) -> str:
+    """What an error says; its ``__str__`` is the app's code, and may fail itself."""
+    try:
+        return str(error)
+    except Exception as fault:  # noqa: BLE001 - whatever it raises, the attempt is recorded
+        return f"(its text cannot be had: {type(fault).__name__})"
+
+
 def body_of(message: Message[Any]) -> bytes:
     """A plain message as a job's body."""
     return MESSAGE + message.encode()
@@ -106,7 +114,7 @@ def open_job(taken: Taken) -> LaneMessage:
     kind, body = taken.body[:1], taken.body[1:]
     if kind == EVENT:
         try:
-            envelope = codec.decode(body)
+            envelope = codec.decode(body, max_bytes=len(body))  # what was accepted is not refused here
         except BusError as error:
             raise ValueError(str(error)) from None
         # Message, not Message[Any]: the subscript costs 20 us an instance, trying to mark a frozen dataclass.

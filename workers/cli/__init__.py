@@ -68,9 +68,8 @@ def main() -> None:
     code = _run()
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = code or FAILURE
-        _let_go_of_stdout()
+    except OSError as error:
+        code = code or _not_written(error)
     sys.exit(code)
 
 
@@ -86,12 +85,22 @@ def _run() -> int:
     except (BusError, WorkersError) as error:
         tell_error(str(error))
         return exit_code_of(error)
+    except OSError as error:
+        return _not_written(error)
     except Exception as error:
         if not isinstance(error, _Complaint):
             raise
         tell_error(f"{error.format_message().rstrip('.')}; see 'callboard --help'")
         return error.exit_code
     return done if isinstance(done, int) else 0
+
+
+def _not_written(error: OSError) -> int:
+    """Output failed: quietly where its reader has left, otherwise with the reason (a full disk, say)."""
+    if not isinstance(error, BrokenPipeError):
+        tell_error(f"the output cannot be written: {error.strerror or type(error).__name__}")
+    _let_go_of_stdout()
+    return FAILURE
 
 
 def _let_go_of_stdout() -> None:

@@ -16,7 +16,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
-        help="The server. Without it BUS_URL or REDIS_URL is used, which other users of this machine cannot read.",
+        help="The server. Better set BUS_URL (or REDIS_URL): other users of this machine can read arguments.",
     ),
 ]
 Namespace = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bus import Bus, Delivery, Gap
+from bus import Bus, Delivery, Gap, Listener
 from workers.cli.options import Json, Log, Namespace, Url, server_bus
 from workers.cli.outcome import Failed
 from workers.cli.terminal import printable, tell
@@ -65,12 +65,19 @@ async def _follow(
         async with listener:
             whereto = f"log {log!r} of namespace {bus.namespace!r}" if log else f"namespace {bus.namespace!r}"
             tell(f"listening to {' '.join(patterns)} in {whereto} (Ctrl-C ends)")
-            seen = 0
-            async for item in listener:
-                print(lines.gap(item) if isinstance(item, Gap) else lines.event(item), flush=True)
-                seen += isinstance(item, Delivery)
-                if seen == count:
-                    return
+            try:
+                await _print_all(listener, lines, count)
+            finally:
+                tell(f"to go on from here: --after {listener.position}")
+
+
+async def _print_all(listener: Listener, lines: _Lines, count: int | None) -> None:
+    seen = 0
+    async for item in listener:
+        print(lines.gap(item) if isinstance(item, Gap) else lines.event(item), flush=True)
+        seen += isinstance(item, Delivery)
+        if seen == count:
+            return
 
 
 def _check_log_exists(bus: Bus, log: str) -> None:

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TextIO
 
-__all__ = ["one_line", "printable", "tell", "tell_error"]
+__all__ = ["one_line", "printable", "tell", "tell_error", "without_secrets"]
 
 _SECRET = re.compile(r"(?<=://)\S*@")
 _LONGEST = 2_000
@@ -19,10 +19,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def without_secrets(text: str) -> str:
+    """The text without the user and password of any URL in it."""
+    return _SECRET.sub("", text)
+
+
 def one_line(text: str) -> str:
     """The text on one printable line of bounded length, without the user and password of any URL in it."""
     joined = " ".join(text.split())
-    return printable(_SECRET.sub("", joined))[:_LONGEST]
+    return printable(without_secrets(joined))[:_LONGEST]
 
 
 def tell(text: str, *, to: TextIO | None = None) -> None:

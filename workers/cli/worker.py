@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from dramatiq import Worker
@@ -27,7 +27,7 @@ from dramatiq import Worker
 from workers import App, MemoryWorker
 from workers.cli.loading import load_app
 from workers.cli.outcome import FAILURE, USAGE, Failed
-from workers.cli.terminal import one_line
+from workers.cli.terminal import one_line, without_secrets
 
 __all__ = ["worker"]
 
@@ -64,6 +64,7 @@ def worker(
     """
     _log_to_stderr()
     stop = _Stop(grace_s)
+    app, running = None, None
     try:
         app = load_app(where)
         _check(app, queues)
@@ -74,9 +75,17 @@ def worker(
         running.start()
         stop.booted()
     except _StoppedEarly:
+        # It may have come when threads were at work already, before this one could say so.
+        if app is not None and running is not None:
+            running.stop(timeout=int(grace_s * 1000))
+            app.broker.close()
         log.info("stopped while starting")
         return
     _announce(app, queues, threads)
+    if not app.broker.actors:
+        log.warning(
+            "this app has no handlers, so there is nothing to do: does the module that declares them get imported?"
+        )
     stop.wait()
     log.info("stopping: running handlers have %g s", grace_s)
     running.stop(timeout=int(grace_s * 1000))
@@ -162,6 +171,10 @@ def _log_to_stderr() -> None:
 
 class _Lines(logging.Formatter):
     """A line for each record, then its traceback if it has one. What ends the process is an error like any command's."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """An app's own error may quote a URL; its password is nobody's business in a log."""
+        return without_secrets(super().formatException(ei))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = one_line(record.message)

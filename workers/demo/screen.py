@@ -81,6 +81,7 @@ class PlainScreen:
     def __init__(self) -> None:
         self._told = _Told()
         self._began = time.monotonic()
+        self._unread = False
 
     def __enter__(self) -> Self:
         return self
@@ -100,8 +101,13 @@ class PlainScreen:
         self._line("!", who, text)
 
     def _line(self, number: str, who: str, what: str) -> None:
-        # One write: notices come from other threads.
-        print(f"{time.monotonic() - self._began:5.1f}s {number:<7} {who:<11} {what}\n", end="", flush=True)  # noqa: T201
+        if self._unread:
+            return
+        try:
+            # One write: notices come from other threads.
+            print(f"{time.monotonic() - self._began:5.1f}s {number:<7} {who:<11} {what}\n", end="", flush=True)  # noqa: T201
+        except OSError:
+            self._unread = True  # whoever read it has left; the end of the demo says what became of the output
 
 
 class LiveScreen:

@@ -49,6 +49,16 @@ class LaneRetries(Retries):
     ) -> None:
         if exception is None or not isinstance(message, LaneMessage):
             return
+        try:
+            self._judge(broker, message, exception)
+        except Exception as fault:
+            # Dramatiq would swallow this, and the message would count as done. The app's retry_when may have raised it.
+            log.exception("%s could not be judged after it had failed, and goes to the dead letters", message)
+            message.record(fault)
+            message.retry_in_ms = None
+            message.fail()
+
+    def _judge(self, broker: Broker, message: LaneMessage, exception: BaseException) -> None:
         options = broker.get_actor(message.actor_name).options
         message.record(exception)
         throws = message.options.get("throws") or options.get("throws")

@@ -4,7 +4,7 @@
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 ticket up to which takes have been received,
 --       4 leases that may run out under a job, 5 retention of dead letters ms, then the jobs that the worker holds
--- Answer {ms until the next delayed work or -1, recovered, handed back}
+-- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0}
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
 local received, max_lost = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -46,11 +46,20 @@ end
 if lease == 0 then
   call('ZREM', P .. 'workers', worker)
   ring_all()
-  return { -1, 0, #strays }
+  return { -1, 0, #strays, 0 }
 end
-call('ZADD', P .. 'workers', now + lease, worker)
+local forgotten = call('ZADD', P .. 'workers', now + lease, worker)
 
--- 2. The leases that ran out.
+-- 2. Time in which nobody could beat does not count: the server was away or hung, its workers were not.
+local silence = now - tonumber(call('HGET', P .. 'meta', 'b') or now)
+if silence > 3000 then
+  for _, one in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
+    if one ~= worker then call('ZINCRBY', P .. 'workers', silence, one) end
+  end
+end
+call('HSET', P .. 'meta', 'b', now)
+
+-- 3. The leases that ran out.
 for _, gone in ipairs(call('ZRANGEBYSCORE', P .. 'workers', '-inf', now)) do
   local its, its_record_of = read_books(gone)
   last_taken_first(its, its_record_of)
@@ -59,7 +68,7 @@ for _, gone in ipairs(call('ZRANGEBYSCORE', P .. 'workers', '-inf', now)) do
   call('ZREM', P .. 'workers', gone)
 end
 
--- 3. What is due joins its lane, a bounded number at a time: the answer says 0 ms when there is more.
+-- 4. What is due joins its lane, a bounded number at a time: the answer says 0 ms when there is more.
 for _, member in ipairs(call('ZRANGEBYSCORE', P .. 'due', '-inf', now, 'LIMIT', 0, 1000)) do
   local kind, job, prio, queue, handler, key = unpack_due(member)
   if kind == 'L' then
@@ -70,7 +79,7 @@ for _, member in ipairs(call('ZRANGEBYSCORE', P .. 'due', '-inf', now, 'LIMIT', 
   call('ZREM', P .. 'due', member)
 end
 
--- 4. Dead letters past their retention.
+-- 5. Dead letters past their retention.
 local stale = call('ZRANGEBYSCORE', P .. 'dead', '-inf', now - tonumber(ARGV[5]), 'LIMIT', 0, 100)
 if #stale > 0 then
   call('ZREM', P .. 'dead', unpack(stale))
@@ -78,7 +87,7 @@ if #stale > 0 then
   forget(stale)
 end
 
--- 5. A ring that a dying worker took along is rung again.
+-- 6. A ring that a dying worker took along is rung again.
 local paused = {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 for _, name in ipairs(call('HKEYS', P .. 'pending')) do
@@ -90,4 +99,4 @@ end
 
 ring_all()
 local next_due = call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')[2]
-return { next_due and math.max(0, tonumber(next_due) - now) or -1, recovered, #strays }
+return { next_due and math.max(0, tonumber(next_due) - now) or -1, recovered, #strays, forgotten }

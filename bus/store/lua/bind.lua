@@ -13,5 +13,10 @@ for i = 1, #ARGV, 2 do
     changed = true
   end
 end
-if changed then return call('HINCRBY', P .. 'meta', 'v', 1) end
-return tonumber(call('HGET', P .. 'meta', 'v') or 0)
+local version = tonumber(call('HGET', P .. 'meta', 'v') or 0)
+if changed then
+  -- A time, not a count: after a loss of data no version comes a second time, so no publisher's cache can pass for new.
+  version = math.max(version + 1, now_ms())
+  call('HSET', P .. 'meta', 'v', string.format('%d', version))
+end
+return version

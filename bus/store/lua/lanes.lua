@@ -1,7 +1,7 @@
 -- Shared by every script that moves jobs; the loader puts it in front of each (see bus/store/redis/scripts.py).
 --
 -- All keys are KEYS[1], the namespace's tagged prefix, plus a name; so all are in one slot.
---   meta                         hash    v: bindings' version, j: last job number
+--   meta                         hash    v: bindings' version, j: last job number, b: last beat (ms)
 --   bindings                     hash    handler -> encoded binding
 --   log:name, top:name           stream  of entries; hash e: epoch, s: top seq, k: its token, o: time of the oldest
 --                                entry or before, x: ttl ms

@@ -190,6 +190,10 @@ class Queues:
 
     # -- leases and time -----------------------------------------------------------------------------------------------
 
+    def knows(self, worker: str) -> bool:
+        """Whether a worker has a lease in the books."""
+        return worker in self._leases
+
     def beat(self, worker: str, lease_ends_ms: int | None, received: int, held: frozenset[str]) -> int:
         """Renew a lease (``None`` ends it) and hand back what the worker does not hold. Returns how many."""
         books = self._held[worker]

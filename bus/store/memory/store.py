@@ -157,12 +157,13 @@ class MemoryStore:
     def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Beat:
         with self._lock:
             now = self._clock.now_ms()
+            forgotten = not self._queues.knows(worker)
             handed_back = self._queues.beat(worker, now + lease_ms, received, frozenset(held))
             recovered = self._queues.recover(now, max_lost)
             next_due = self._queues.promote(now)
             self._queues.expire_letters(now - RETENTION_MS)
             self._queues.ring_again()
-            return Beat(next_due, recovered, handed_back)
+            return Beat(next_due, recovered, handed_back, forgotten)
 
     def leave(self, worker: str) -> int:
         with self._lock:

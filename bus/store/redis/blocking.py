@@ -84,7 +84,8 @@ class RedisStore:
     # -- the log side --------------------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
-        return self._run_all([scripts.append(batch) for batch in batches])
+        # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
+        return [self._run(scripts.append(batch)) for batch in batches]
 
     def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
         return self._run(scripts.announce(log, epoch, topics, body))

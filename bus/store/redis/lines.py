@@ -21,6 +21,8 @@ __all__ = ["Lines"]
 
 Command = Sequence[str | bytes | int]
 
+_forked = threading.Lock()
+
 
 class Lines:
     """At most ``most`` connections, opened when first needed. Safe from any thread, and after a fork."""
@@ -35,7 +37,7 @@ class Lines:
         self._idle: deque[Any] = deque()
         self._free = threading.BoundedSemaphore(self._most)
         self._closings = 0
-        self._pid = os.getpid()
+        self._pid = os.getpid()  # the last one: other threads look at it first
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one write and return their answers; an error answer is returned, not raised.
@@ -44,7 +46,9 @@ class Lines:
         ``TimeoutError``; a line that raised is closed.
         """
         if self._pid != os.getpid():
-            self._start()  # the parent's sockets stay the parent's
+            with _forked:
+                if self._pid != os.getpid():
+                    self._start()  # the parent's sockets stay the parent's
         if not self._free.acquire(timeout=self._patience_s):
             raise LostConnection("all connections are in use")
         try:

@@ -58,7 +58,7 @@ def _options(url: str) -> dict[str, Any]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise InvalidSettings(f"the Redis URL cannot be read: {_ENCODE_HINT}") from None
+        raise InvalidSettings(f"the Redis URL cannot be read: its port must be a number; {_ENCODE_HINT}") from None
     if parts.fragment:
         raise InvalidSettings(f"the Redis URL has a '#' in it: {_ENCODE_HINT}")
     if parts.scheme not in ("redis", "rediss", "unix"):

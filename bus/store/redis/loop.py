@@ -31,6 +31,8 @@ T = TypeVar("T")
 PING_S = 2.0
 """A subscription that heard nothing for this long asks whether the server is there, and gives it as long to answer."""
 CLOSE_S = 1.0
+POOL = 16
+"""Connections for commands, a loop."""
 
 
 class RedisLoopStore:
@@ -39,30 +41,16 @@ class RedisLoopStore:
     def __init__(self, link: Link, prefix: str) -> None:
         self._link = link
         self._prefix = prefix
+        # Waiting for a free connection is not waiting for the server, so it stands outside of the deadline.
+        self._turn = asyncio.Semaphore(POOL)
         self._commands: Any = redis.asyncio.Redis(connection_pool=_pool(link))
 
     def __repr__(self) -> str:
         return f"<RedisLoopStore {self._prefix} at {self._link.where}>"
 
     async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
-        if len(batches) == 1:
-            return [await self._run(scripts.append(batches[0]))]
-        calls = [scripts.append(batch) for batch in batches]
-        with translated(self._link, writing=True):
-            async with asyncio.timeout(ATTEMPT_S):
-                pipe = self._commands.pipeline(transaction=False)
-                for call in calls:
-                    pipe.execute_command("EVALSHA", call.script.sha, 1, self._prefix, *call.arguments)
-                answers = await pipe.execute(raise_on_error=False)
-        return [await self._answer(call, answer) for call, answer in zip(calls, answers, strict=True)]
-
-    async def _answer(self, call: Call[T], answer: Any) -> T:
-        if isinstance(answer, NoScriptError):
-            return await self._run(call)
-        with translated(self._link, writing=True):
-            if isinstance(answer, Exception):
-                raise answer
-        return call.answer(answer)
+        # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
+        return [await self._run(scripts.append(batch)) for batch in batches]
 
     async def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
         return await self._run(scripts.announce(log, epoch, topics, body))
@@ -127,7 +115,7 @@ class RedisLoopStore:
     async def _run(self, call: Call[T], *, writing: bool = True) -> T:
         """As in the blocking store; the deadline is ours."""
         with translated(self._link, writing=writing):
-            async with asyncio.timeout(ATTEMPT_S):
+            async with self._turn, asyncio.timeout(ATTEMPT_S):
                 try:
                     answer = await self._commands.execute_command(
                         "EVALSHA", call.script.sha, 1, self._prefix, *call.arguments
@@ -146,7 +134,7 @@ def _pool(link: Link) -> redis.asyncio.ConnectionPool:
     elif link.options["tls"]:
         options["connection_class"] = redis.asyncio.SSLConnection
     return redis.asyncio.BlockingConnectionPool(
-        max_connections=16,
+        max_connections=POOL,
         timeout=ATTEMPT_S,
         socket_timeout=None,
         socket_connect_timeout=ATTEMPT_S,

@@ -186,7 +186,7 @@ def beat(worker: str, lease_ms: int, received: int, held: Sequence[str], max_los
     """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
 
     def found(answer: Sequence[int]) -> Beat:
-        return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2])
+        return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2], bool(answer[3]))
 
     return Call(script("beat"), (worker, lease_ms, received, max_lost, RETENTION_MS, *held), found)
 
