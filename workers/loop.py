@@ -27,6 +27,7 @@ class WorkerLoop:
 
     def __init__(self) -> None:
         self._thread: EventLoopThread | None = None
+        self._running: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
         """Run the loop, and make it the one that Dramatiq's async actors use."""
@@ -59,8 +60,25 @@ class WorkerLoop:
         if self._thread is None:
             work.close()
             raise RuntimeError("the worker's event loop is not running")
-        result: T = self._thread.run_coroutine(work)
+        result: T = self._thread.run_coroutine(self._tracked(work))
         return result
+
+    async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine that runs has one
+        self._running.add(task)
+        try:
+            return await work
+        finally:
+            self._running.discard(task)
+
+    async def cancel_running(self, timeout_s: float) -> None:
+        """Cancel the handlers that run, and give their ``finally`` blocks the time."""
+        running = set(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
 
     def stop(self, timeout_s: float) -> None:
         """Cancel whatever still runs on the loop, give its ``finally`` blocks the time, and end the thread."""

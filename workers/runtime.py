@@ -3,7 +3,7 @@
 ::
 
     boot:  bus -> event loop -> the bus's side on it -> lifespans, in order -> bindings -> lease -> work
-    stop:  quiet (take no more) -> work ends -> lease (settle, hand back) -> lifespans, in reverse -> the bus's side
+    stop:  quiet (take no more) -> work ends -> async work past the grace is cancelled -> lease (settle, hand back) -> lifespans, in reverse -> the bus's side
            (connections closed, listeners ended) -> event loop (tasks cancelled) -> bus
 
 A boot that fails closes what had opened, in reverse. Every step of a stop has a deadline.
@@ -12,6 +12,7 @@ A boot that fails closes what had opened, in reverse. Every step of a stop has a
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 
 from bus import Bus
@@ -25,6 +26,7 @@ __all__ = ["Runtime"]
 
 BOOT_S = 60.0
 STOP_S = 5.0
+CANCEL_S = 3.0
 
 log = logging.getLogger("callboard.workers")
 
@@ -68,6 +70,7 @@ class Runtime:
     def stop(self, broker: LaneBroker) -> None:
         """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
         self.quiet(broker)
+        self._end_running(broker)
         broker.close()
         resources, self._resources = self._resources, None
         if resources is not None:
@@ -77,6 +80,18 @@ class Runtime:
                 log.exception("closing the worker's resources failed; going on")
         self.loop.stop(STOP_S)
         self._bus.rest()
+
+    def _end_running(self, broker: LaneBroker) -> None:
+        """Past the grace, async handlers are cancelled, and settled (handed back), before the lease is given up."""
+        if self._resources is None or not broker.lease.running():
+            return
+        try:
+            self.loop.call(self.loop.cancel_running(CANCEL_S), CANCEL_S + 1)
+        except Exception:
+            log.exception("the running handlers could not be cancelled; going on")
+        deadline = time.monotonic() + 1
+        while broker.lease.running() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import pytest
 from dramatiq.middleware import MiddlewareError
 
 from bus import Bus, BusClosed, BusUnavailable, Delivery, Event
+from bus.store.base import Take
 from tests import leaks
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -323,3 +324,49 @@ def found_bindings(bus: Bus) -> bool:
         return bool(bus.store.bindings().bindings)
     except BusUnavailable:
         return False
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_no_two_of_a_lane_run_at_once_when_one_outlasts_the_grace(app: App, bus: Bus, kind: str) -> None:
+    story: list[str] = []
+    release = threading.Event()
+
+    @app.lifespan
+    async def slow_to_close() -> AsyncIterator[None]:
+        yield
+        story.append("closing")
+
+    @app.on(Cue, key="agent_id", name="stubborn")
+    def on_thread(event: Cue, ctx: Context) -> None:
+        story.append(f"begun {event.n}")
+        release.wait(10)
+        story.append(f"ended {event.n}")
+
+    @app.on(Cue, key="agent_id", name="patient")
+    async def on_loop(event: Cue, ctx: Context) -> None:
+        story.append(f"begun {event.n}")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            story.append(f"ended {event.n}")
+
+    del app.handlers["stubborn" if kind == "async" else "patient"]  # not bound, so it gets no work
+    app.bind()
+    bus.publish_sync(Cue(n=1))
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    wait_until(lambda: story == ["begun 1"], "the handler to begin")
+    worker.stop(timeout=100)
+    pending = bus.store.pending("default")
+    taken = bus.store.exchange("w2", (), [Take(1, "default", ("stubborn", "patient"), 10)]).taken
+    release.set()
+    wait_until(lambda: "ended 1" in story, "the handler to end")
+    bus.store.leave("w2")
+    bus.rest()
+
+    assert pending == 1
+    if kind == "async":  # cancelled, and only then available to others
+        assert story == ["begun 1", "ended 1", "closing"]
+        assert len(taken) == 1
+    else:  # it cannot be interrupted, so nobody else gets it before its lease ends
+        assert taken == []

@@ -64,6 +64,7 @@ class Lease:
         self._settlements: list[Settlement] = []
         self._held: dict[str, int] = {}
         self._uncertain: set[str] = set()
+        self._begun: set[str] = set()
         self._tickets = 0
         self._open_tickets: set[int] = set()
         self._threads: list[threading.Thread] = []
@@ -96,7 +97,10 @@ class Lease:
             self.refresh()  # the bell must not swallow rings that are for others now
 
     def close(self) -> None:
-        """Settle what is waiting, hand the rest back and end the threads, each within a deadline. Safe twice."""
+        """Settle what is waiting, hand the rest back and end the threads, each within a deadline. Safe twice.
+
+        A job whose handler still runs is not handed back, or two of its lane would run at once: its lease ends by itself.
+        """
         if not self._threads:
             return
         self.quiet = True
@@ -104,12 +108,14 @@ class Lease:
         self._due.set()
         try:
             self.exchange([])
-            self._store().leave(self.worker)
+            if self._hand_back_all_but_running():
+                self._store().leave(self.worker)
             self._store().poke(f"@{self.worker}")
         except BusError as error:
             log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
         with self.changed:
             self._held.clear()
+            self._begun.clear()
             self._load.clear()
             self._rooms.clear()
             self.changed.notify_all()
@@ -117,17 +123,40 @@ class Lease:
             thread.join(END_S)
         self._threads.clear()
 
+    def _hand_back_all_but_running(self) -> bool:
+        """Whether nothing runs any more, so that leaving hands everything back."""
+        with self.changed:
+            running = self._begun & self._held.keys()
+            rest = [(job, ticket) for job, ticket in self._held.items() if job not in running]
+            if running:
+                self._settlements += [Settlement(job, ticket, "back") for job, ticket in reversed(rest)]
+        if running:
+            log.warning("%d job(s) still run and are left behind; they run again when their lease ends", len(running))
+            self.exchange([])
+        return not running
+
     # -- taking and settling -------------------------------------------------------------------------------------------
 
     def settle(self, queue: str, settlement: Settlement) -> None:
         """Put a settlement on the pile; it travels with the next take, or within milliseconds. Never blocks."""
         with self.changed:
             self._load[queue] -= 1
+            self._begun.discard(settlement.job)
             self._settlements.append(settlement)
             # Consumers sleep through the gathering: only what may change their minds is worth a switch of threads.
             waiting = len(self._settlements)
             if waiting == 1 or waiting >= GATHER or self._load[queue] == 0:
                 self.changed.notify_all()
+
+    def begin(self, job: str) -> None:
+        """Note that a job's handler is about to run."""
+        with self.changed:
+            self._begun.add(job)
+
+    def running(self) -> int:
+        """How many jobs have begun and are not settled."""
+        with self.changed:
+            return len(self._begun)
 
     def load(self, queue: str) -> int:
         """How many jobs of a queue this process has taken and not settled. Under ``changed``."""

@@ -9,6 +9,7 @@ from dramatiq import Broker, MessageProxy
 from dramatiq.middleware import Middleware
 
 from bus.causation import CAUSE, Cause
+from workers.broker import LaneBroker
 from workers.broker.message import LaneMessage
 
 __all__ = ["CURRENT", "CurrentJob"]
@@ -17,10 +18,11 @@ CURRENT: ContextVar[LaneMessage | None] = ContextVar("callboard_job", default=No
 
 
 class CurrentJob(Middleware):
-    """Sets :data:`CURRENT`, and the cause of what is published, around each message."""
+    """Tells the lease what runs, and sets :data:`CURRENT` and the cause of what is published, around each message."""
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        if isinstance(message, LaneMessage):
+        if isinstance(message, LaneMessage) and isinstance(broker, LaneBroker):
+            broker.lease.begin(message.taken.job)
             CURRENT.set(message)
             envelope = message.envelope
             if envelope is not None:

@@ -7,9 +7,11 @@ job keeps its place at the head of its lane.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError as FutureCancelledError
 from typing import Any
 
 from dramatiq import Broker, MessageProxy
@@ -66,7 +68,8 @@ class LaneRetries(Retries):
             message.attempts.pop()  # not an attempt: nobody has tried
             message.retry_in_ms = LEFT_FOR_MS
             return
-        if isinstance(exception, Shutdown) and message.envelope is not None:
+        stopped = isinstance(exception, Shutdown | asyncio.CancelledError | FutureCancelledError)
+        if stopped and message.envelope is not None:
             message.attempts.pop()  # the worker is stopping: another one begins the event anew, at once
             message.hand_back = True
             return
