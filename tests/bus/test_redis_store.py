@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, contextmanager
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from bus.store.base import Job, Route, Stale
 from bus.store.redis import RedisStore, blocking
 from bus.testing import QUEUE_CHECKS
 from bus.testing.log_checks import LOG_CHECKS
-from bus.testing.store_checks import NEVER, Worker, append, batch, bodies, enqueue, post, write
+from bus.testing.store_checks import CALM_LEASE_MS, NEVER, Worker, append, batch, bodies, enqueue, post, write
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -667,3 +668,54 @@ async def test_a_frame_is_what_the_wire_page_says(server: Server, store: RedisSt
         b"abc.2 %s %s global\n" % (second.token.encode(), first.token.encode()),
         b"abc.2 %s ~ agent:a agent:b\nlive" % second.token.encode(),
     ]
+
+
+# -- what a server's absence, and its forgetting, must not cost ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("silent_ms", "recovered"), [(2 * CALM_LEASE_MS, 0), (0, 1)], ids=["server away", "worker silent"]
+)
+def test_time_in_which_nobody_could_beat_ends_no_lease(
+    server: Server, store: RedisStore, namespace: str, silent_ms: int, recovered: int
+) -> None:
+    alive, sweeping = Worker(store), Worker(store, "w2")
+    enqueue(store, b"1", key="a")
+    held = alive.take_one()
+    alive.beat([held])
+    prefix = f"callboard:{{{namespace}}}:"
+    with server.client() as client:  # as if two leases had passed since the worker's beat, and since anybody's
+        client.zincrby(f"{prefix}workers", -2 * CALM_LEASE_MS, alive.name)
+        client.hincrby(f"{prefix}meta", "b", -silent_ms)
+
+    beat = sweeping.beat()
+
+    assert beat.recovered == recovered
+    assert alive.settle(held) == (not recovered)
+
+
+def test_a_large_publish_many_keeps_its_order_while_scripts_are_forgotten(server: Server, namespace: str) -> None:
+    bus, other = Bus(server.url, namespace=namespace), Bus(server.url, namespace=namespace)
+    ended = threading.Event()
+
+    def forget() -> int:
+        flushes = 0
+        with server.client() as client:
+            while not ended.is_set():
+                client.script_flush()
+                other.publish_sync({"type": "test.other"}, log="other")  # which loads the script again
+                flushes += 1
+        return flushes
+
+    with ThreadPoolExecutor(1) as threads:
+        flushing = threads.submit(forget)
+        orders = []
+        for _ in range(25):
+            receipts = bus.publish_many_sync([Publication({"type": "test.n", "n": n}) for n in range(1200)])
+            orders.append([receipt.position.seq for receipt in receipts])
+        ended.set()
+    bus.close_sync()
+    other.close_sync()
+
+    assert flushing.result() > 10
+    assert all(order == list(range(order[0], order[0] + 1200)) for order in orders)

@@ -113,15 +113,15 @@ class Lease:
             self._store().poke(f"@{self.worker}")
         except BusError as error:
             log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
-        with self.changed:
+        for thread in self._threads:
+            thread.join(END_S)
+        self._threads.clear()
+        with self.changed:  # only now: a last beat that named nothing as held would hand back what still runs
             self._held.clear()
             self._begun.clear()
             self._load.clear()
             self._rooms.clear()
             self.changed.notify_all()
-        for thread in self._threads:
-            thread.join(END_S)
-        self._threads.clear()
 
     def _hand_back_all_but_running(self) -> bool:
         """Whether nothing runs any more, so that leaving hands everything back."""
