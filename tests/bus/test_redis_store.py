@@ -492,8 +492,8 @@ def test_a_url_that_cannot_be_used_is_refused_without_quoting_it(url: str) -> No
                 "ssl_ca_certs": "/ca",
             },
         ),
-        ("unix:///tmp/a%20b.sock?db=2", {"path": "/tmp/a b.sock", "db": 2}),
-        ("unix://:pw@/tmp/s.sock", {"path": "/tmp/s.sock", "db": 0, "password": "pw"}),
+        ("unix:///run/a%20b.sock?db=2", {"path": "/run/a b.sock", "db": 2}),
+        ("unix://:pw@/run/s.sock", {"path": "/run/s.sock", "db": 0, "password": "pw"}),
     ],
 )
 def test_the_parts_of_a_url_are_read(url: str, expected: dict[str, Any]) -> None:
