@@ -57,6 +57,7 @@ __all__ = [
     "LoopStore",
     "Page",
     "Post",
+    "Retrying",
     "Route",
     "Settlement",
     "Stale",
@@ -251,8 +252,9 @@ class Count(NamedTuple):
     """The unfinished work of one handler on one queue.
 
     ``ready`` are entries that can be taken now (a lane with work counts once), ``delayed`` jobs that are not due yet,
-    ``held`` lanes that wait for the retry of their head, ``in_flight`` jobs by worker. ``unfinished`` counts every job;
-    what is in none of the others waits in a lane behind another. ``oldest`` is the body of the oldest ready job.
+    ``held`` lanes that wait for the retry of their head, ``suspects`` jobs that wait to be taken alone, ``in_flight`` jobs
+    by worker. ``unfinished`` counts every job; what is in none of the others waits in a lane behind another. ``oldest`` is
+    the body of the oldest ready job.
     """
 
     queue: str
@@ -261,15 +263,32 @@ class Count(NamedTuple):
     ready: int
     delayed: int
     held: int
+    suspects: int
     in_flight: Mapping[str, int]
     oldest: bytes
 
 
 class Census(NamedTuple):
-    """A look at all the work of a namespace: what is paused, and the counts by queue and handler, in order of name."""
+    """A look at all the work of a namespace: what is paused, and the counts by queue and handler, in order of name.
+
+    ``serving`` says of each worker with a lease for what it takes work: ``queue|handler``, as its last beat told.
+    """
 
     paused: frozenset[str]
+    serving: Mapping[str, frozenset[str]]
     counts: list[Count]
+
+
+class Retrying(NamedTuple):
+    """A job that will be tried again in ``due_in_ms``, and the lane that it holds meanwhile, with ``behind`` jobs in it."""
+
+    job: str
+    route: Route
+    key: str
+    due_in_ms: int
+    behind: int
+    body: bytes
+    notes: bytes
 
 
 class Dead(NamedTuple):
@@ -351,6 +370,9 @@ class Store(Protocol):
     def bind(self, bindings: Bindings) -> int:
         """Add or replace bindings by handler name. Returns the version; it moves only where something changed."""
 
+    def unbind(self, handlers: Sequence[str]) -> list[bool]:
+        """Remove bindings; ``False`` for a name that has none. What is queued already stays queued. Safe twice."""
+
     def bindings(self) -> Stale:
         """The current version and all bindings."""
 
@@ -360,15 +382,23 @@ class Store(Protocol):
         """Queue one job; ``False`` if that id was queued within the window already. An event may have the same id."""
 
     def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
-        """Settle, then take, in one round trip. A settlement that the worker has no right to is refused (``False``)."""
+        """Settle, then take, in one round trip. A settlement that the worker has no right to is refused (``False``).
 
-    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Beat:
+        A job under which two leases ran out is a *suspect*: it may be what kills its workers. A suspect goes only to a
+        worker that holds nothing, alone in its take, and that worker is handed nothing more until it has settled it. Where
+        no worker is free for one, the next that asks is *set apart*: it is handed nothing until it holds nothing.
+        """
+
+    def beat(
+        self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str] = ()
+    ) -> Beat:
         """Renew the worker's lease, hand back what it does not hold, and do the sweep that any worker may do.
 
         ``held`` names the jobs in the worker's hands; of the takes up to ticket ``received`` everything else is handed
         back. The sweep recovers the jobs of expired leases (to the head of their lanes, or as ``poison`` to the dead
         letters once ``max_lost`` leases ran out under one), moves due work to its lanes and drops dead letters past
-        their retention, and rings again wherever work is ready and nobody was told.
+        their retention, and rings again wherever work is ready and nobody was told. ``serves`` names what the worker takes
+        work for (``queue|handler``), for the census.
         """
 
     def leave(self, worker: str) -> int:
@@ -399,6 +429,9 @@ class Store(Protocol):
     def census(self) -> Census:
         """How much work there is, by queue and handler. For people and tools: it costs more than a publish."""
 
+    def retrying(self, limit: int = 100) -> list[Retrying]:
+        """Lanes that wait for the retry of their head, the next due first. Costs as much as a census."""
+
     def pending(self, queue: str) -> int:
         """Jobs of a queue that are not finished: ready, waiting in lanes, delayed, held or in flight."""
 
@@ -426,12 +459,28 @@ class Store(Protocol):
     def dead_count(self) -> int:
         """How many dead letters are kept."""
 
+    # the step ledger
+
+    def recall(self, work: str, step: str) -> bytes | None:
+        """What a step of some work gave, or ``None`` where that is not recorded (any more)."""
+
+    def record(self, work: str, step: str, value: bytes, keep_ms: int) -> bytes:
+        """Keep what a step gave. The first to say counts; returns what is kept. Safe twice.
+
+        All steps of one ``work`` are forgotten together, ``keep_ms`` after the last was recorded.
+        """
+
 
 class Exchange(NamedTuple):
-    """The answers of :meth:`Store.exchange`, in the order of the questions."""
+    """The answers of :meth:`Store.exchange`, in the order of the questions.
+
+    ``apart`` names the queue with a suspect for which the worker is set apart, or nothing: then it is of no use to ask
+    again before it holds nothing, and that queue should ask first.
+    """
 
     settled: list[bool]
     taken: list[Taken]
+    apart: str = ""
 
 
 # -- the live frame ----------------------------------------------------------------------------------------------------

@@ -16,15 +16,17 @@ on a condition with a deadline. There is no pytest in here, and production code 
 
 from bus.testing.lane_checks import LANE_CHECKS
 from bus.testing.lease_checks import LEASE_CHECKS, WORKER_CHECKS
+from bus.testing.ledger_checks import LEDGER_CHECKS
 from bus.testing.live_checks import LIVE_CHECKS
 from bus.testing.log_checks import LOG_CHECKS as NUMBER_CHECKS
 from bus.testing.queue_checks import QUEUE_CHECKS as JOB_CHECKS
 from bus.testing.store_checks import CALM_LEASE_MS, SHORT_LEASE_MS, Check
+from bus.testing.suspect_checks import SUSPECT_CHECKS
 
 __all__ = ["CALM_LEASE_MS", "LEASE_CHECKS", "LOG_CHECKS", "QUEUE_CHECKS", "SHORT_LEASE_MS", "Check"]
 
 LOG_CHECKS: tuple[Check, ...] = (*NUMBER_CHECKS, *LIVE_CHECKS)
 """The log side: numbers, ages, ids, bindings, pages, live frames."""
 
-QUEUE_CHECKS: tuple[Check, ...] = (*JOB_CHECKS, *LANE_CHECKS, *WORKER_CHECKS)
-"""The queue side: jobs, lanes, verdicts, wake-ups, leases, dead letters."""
+QUEUE_CHECKS: tuple[Check, ...] = (*JOB_CHECKS, *LANE_CHECKS, *WORKER_CHECKS, *SUSPECT_CHECKS, *LEDGER_CHECKS)
+"""The queue side: jobs, lanes, verdicts, wake-ups, leases, suspects, dead letters, the step ledger."""

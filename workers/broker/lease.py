@@ -255,8 +255,9 @@ class Lease:
             with self.changed:
                 received = min(self._open_tickets, default=self._tickets + 1) - 1
                 held = list(self._held)
+                serves = [f"{queue}|{handler}" for queue in self._rooms for handler in self._handlers_of(queue)]
             try:
-                beat = self._store().beat(self.worker, self._lease_ms, received, held, MAX_LOST)
+                beat = self._store().beat(self.worker, self._lease_ms, received, held, MAX_LOST, serves)
             except BusError as error:
                 if not away:
                     log.warning("the lease could not be renewed, trying on: %s", error)

@@ -101,7 +101,7 @@ def _meant(bus: Bus, name: str) -> list[str]:
 def _with_idle(counts: Sequence[Count], bound: Sequence[tuple[str, str]]) -> list[Count]:
     """The counts, and empty ones for handlers that are bound and have had no work."""
     known = {(count.queue, count.handler) for count in counts}
-    idle = [Count(queue, handler, 0, 0, 0, 0, {}, b"") for queue, handler in bound if (queue, handler) not in known]
+    idle = [Count(queue, handler, 0, 0, 0, 0, 0, {}, b"") for queue, handler in bound if (queue, handler) not in known]
     return sorted([*counts, *idle], key=lambda count: (count.queue, count.handler))
 
 

@@ -3,7 +3,8 @@
 --
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 ticket up to which takes have been received,
---       4 leases that may run out under a job, 5 retention of dead letters ms, then the jobs that the worker holds
+--       4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of all that the worker serves,
+--       separated by spaces, then the jobs that it holds
 -- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0}
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
@@ -14,6 +15,7 @@ local recovered = 0
 local function recover(job, record)
   local _, prio, queue, handler, key = unpack_held(record)
   recovered = recovered + 1
+  any_lost = true
   if call('HINCRBY', P .. 'lost', job, 1) >= max_lost then
     bury(job, 'poison', prio, queue, handler, key, now)
   else
@@ -32,7 +34,7 @@ end
 
 -- 1. What this worker holds in our books but not in its hands was lost on the way: back to the heads of the lanes.
 local mine, strays = {}, {}
-for i = 6, #ARGV do mine[ARGV[i]] = true end
+for i = 7, #ARGV do mine[ARGV[i]] = true end
 local jobs, record_of = read_books(worker)
 for _, job in ipairs(jobs) do
   if lease == 0 or (unpack_held(record_of[job]) <= received and not mine[job]) then strays[#strays + 1] = job end
@@ -43,12 +45,22 @@ for _, job in ipairs(strays) do
   call('HDEL', P .. 'held:' .. worker, job)
   put_back(prio, queue, handler, key, job)
 end
+rejoin(worker)
+
+local function strike_out(gone)
+  call('DEL', P .. 'held:' .. gone)
+  call('ZREM', P .. 'workers', gone)
+  call('HDEL', P .. 'serves', gone)
+  call('HDEL', P .. 'apart', gone)
+end
+
 if lease == 0 then
-  call('ZREM', P .. 'workers', worker)
+  strike_out(worker)
   ring_all()
   return { -1, 0, #strays, 0 }
 end
 local forgotten = call('ZADD', P .. 'workers', now + lease, worker)
+call('HSET', P .. 'serves', worker, ARGV[6])
 
 -- 2. Time in which nobody could beat does not count: the server was away or hung, its workers were not.
 local silence = now - tonumber(call('HGET', P .. 'meta', 'b') or now)
@@ -64,15 +76,14 @@ for _, gone in ipairs(call('ZRANGEBYSCORE', P .. 'workers', '-inf', now)) do
   local its, its_record_of = read_books(gone)
   last_taken_first(its, its_record_of)
   for _, job in ipairs(its) do recover(job, its_record_of[job]) end
-  call('DEL', P .. 'held:' .. gone)
-  call('ZREM', P .. 'workers', gone)
+  strike_out(gone)
 end
 
 -- 4. What is due joins its lane, a bounded number at a time: the answer says 0 ms when there is more.
 for _, member in ipairs(call('ZRANGEBYSCORE', P .. 'due', '-inf', now, 'LIMIT', 0, 1000)) do
   local kind, job, prio, queue, handler, key = unpack_due(member)
   if kind == 'L' then
-    make_ready(prio, queue, handler, 'L' .. key)
+    offer(prio, queue, handler, key, job)
   else
     join_lane(prio, queue, handler, key, job)
   end
@@ -90,10 +101,17 @@ end
 -- 6. A ring that a dying worker took along is rung again.
 local paused = {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
+local suspected = {}
+for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
+  local _, _, queue, handler = unpack_suspect(member)
+  suspected[queue .. '|' .. handler] = true
+end
 for _, name in ipairs(call('HKEYS', P .. 'pending')) do
-  if paused[name] or paused[string.match(name, '^[^|]*')] then name = '' end
-  for prio = 0, 2 do
-    if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then ring(name) end
+  if not paused[name] and not paused[string.match(name, '^[^|]*')] then
+    if suspected[name] then ring(name) end
+    for prio = 0, 2 do
+      if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then ring(name) end
+    end
   end
 end
 

@@ -13,10 +13,5 @@ for i = 1, #ARGV, 2 do
     changed = true
   end
 end
-local version = tonumber(call('HGET', P .. 'meta', 'v') or 0)
-if changed then
-  -- A time, not a count: after a loss of data no version comes a second time, so no publisher's cache can pass for new.
-  version = math.max(version + 1, now_ms())
-  call('HSET', P .. 'meta', 'v', string.format('%d', version))
-end
-return version
+if changed then return new_version() end
+return tonumber(call('HGET', P .. 'meta', 'v') or 0)

@@ -2,21 +2,27 @@
 -- Count the work of every queue and handler.
 --
 -- KEYS  1 prefix
--- Answer {paused names, for each queue|handler: name, unfinished, ready, delayed, held lanes, body of the oldest ready job or "",
---         number of workers that hold some, then for each: worker, how many}
+-- Answer {paused names, {worker, what it serves, ...}, for each queue|handler: name, unfinished, ready, delayed, held lanes,
+--         suspects, body of the oldest ready job or "", number of workers that hold some, then for each: worker, how many}
 --
 -- Delayed work is counted up to 10,000 entries, so that a look never holds the server up for long.
 
 local counts = call('HGETALL', P .. 'pending')
 local of = {}
 for i = 1, #counts, 2 do
-  of[counts[i]] = { unfinished = tonumber(counts[i + 1]), ready = 0, delayed = 0, lanes = 0, by = {}, workers = 0 }
+  of[counts[i]] = { unfinished = tonumber(counts[i + 1]), ready = 0, delayed = 0, lanes = 0, suspects = 0, by = {}, workers = 0 }
 end
 
 for _, member in ipairs(call('ZRANGE', P .. 'due', 0, 9999)) do
   local kind, _, _, queue, handler = unpack_due(member)
   local it = of[queue .. '|' .. handler]
   if it and kind == 'L' then it.lanes = it.lanes + 1 elseif it then it.delayed = it.delayed + 1 end
+end
+
+for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, 9999)) do
+  local _, _, queue, handler = unpack_suspect(member)
+  local it = of[queue .. '|' .. handler]
+  if it then it.suspects = it.suspects + 1 end
 end
 
 for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
@@ -30,7 +36,7 @@ for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
   end
 end
 
-local answer = { call('SMEMBERS', P .. 'paused') }
+local answer = { call('SMEMBERS', P .. 'paused'), call('HGETALL', P .. 'serves') }
 for name, it in pairs(of) do
   local oldest
   for prio = 0, 2 do
@@ -46,8 +52,9 @@ for name, it in pairs(of) do
   local n = #answer
   answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4], answer[n + 5] =
     name, it.unfinished, it.ready, it.delayed, it.lanes
-  answer[n + 6] = oldest and call('HGET', P .. 'jobs', oldest) or ''
-  answer[n + 7] = it.workers
+  answer[n + 6] = it.suspects
+  answer[n + 7] = oldest and call('HGET', P .. 'jobs', oldest) or ''
+  answer[n + 8] = it.workers
   for worker, held in pairs(it.by) do
     answer[#answer + 1] = worker
     answer[#answer + 1] = held

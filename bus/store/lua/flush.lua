@@ -22,6 +22,7 @@ for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
       if key == '' then dropped[#dropped + 1] = books[i] else drop_lane(handler, key) end
     end
   end
+  rejoin(worker)
 end
 
 for _, member in ipairs(call('ZRANGE', P .. 'due', 0, -1)) do
@@ -32,12 +33,15 @@ for _, member in ipairs(call('ZRANGE', P .. 'due', 0, -1)) do
   end
 end
 
-for name in pairs((function()
-  local names = {}
-  local counts = call('HGETALL', P .. 'pending')
-  for i = 1, #counts, 2 do names[counts[i]] = true end
-  return names
-end)()) do
+for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
+  local job, _, of, handler, key = unpack_suspect(member)
+  if of == queue then
+    call('LREM', P .. 'suspects', 1, member)
+    if key == '' then dropped[#dropped + 1] = job else drop_lane(handler, key) end
+  end
+end
+
+for _, name in ipairs(call('HKEYS', P .. 'pending')) do
   local of, handler = string.match(name, '^([^|]*)|(.*)$')
   if of == queue then
     for prio = 0, 2 do

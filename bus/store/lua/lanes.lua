@@ -13,13 +13,17 @@
 --   notes, lost                  hash    job -> bytes of the last settle; job -> leases that ran out under it
 --   lane:queue|handler|key       list    jobs of one lane, the head first; the head stays while it is worked on
 --   ready:queue|handler|prio     list    what can be taken: "L"..key for a lane, "J"..job for a job without one
+--   suspects                     list    job|prio|queue|handler|key: what is taken alone, for its workers keep dying
+--   apart                        hash    worker -> queue: it is handed nothing until it holds nothing; only while it holds something
 --   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
 --                                head holds; job in 16 digits, so that the older is first among what is due at once
 --   pending                      hash    queue|handler -> unfinished jobs
 --   workers                      zset    worker -> when its lease ends (ms)
+--   serves                       hash    worker -> queue|handler, of all that it takes work for, separated by spaces
 --   held:worker                  hash    job -> ticket|place in that take|prio|queue|handler|key
+--   steps:handler|event          hash    step -> what it gave, so that a repeated attempt does not do it again
 --   dead, letters                zset    job -> when it died (ms); hash job -> reason|prio|queue|handler|key
 
 local P = KEYS[1]
@@ -37,6 +41,14 @@ local function due_at(due, now)
   return 0
 end
 
+-- The bindings have changed. A time, not a count: after a loss of data no version comes a second time, so no publisher's
+-- cache can pass for new.
+local function new_version()
+  local version = math.max(tonumber(call('HGET', P .. 'meta', 'v') or 0) + 1, now_ms())
+  call('HSET', P .. 'meta', 'v', string.format('%d', version))
+  return version
+end
+
 -- Wake-ups are gathered and rung once per script: a take that serves many jobs needs one.
 local rung = {}
 local function ring(name) rung[name] = true end
@@ -47,17 +59,30 @@ local function ring_all()
   end
 end
 
-local function make_ready(prio, queue, handler, entry, first)
-  call(first and 'LPUSH' or 'RPUSH', P .. 'ready:' .. queue .. '|' .. handler .. '|' .. prio, entry)
-  ring(queue .. '|' .. handler)
+-- One job that kills its workers must not take along, time after time, what happened to be beside it. A second lost lease
+-- makes it a suspect; not the first, or all that a killed worker held would run one by one.
+local SUSPECT = 2
+local any_lost
+local function is_suspect(job)
+  if any_lost == nil then any_lost = call('EXISTS', P .. 'lost') == 1 end
+  return any_lost and tonumber(call('HGET', P .. 'lost', job) or 0) >= SUSPECT
+end
+
+-- A job can be taken: by itself, or as the head of its lane.
+local function offer(prio, queue, handler, key, job, first)
+  local name, push = queue .. '|' .. handler, first and 'LPUSH' or 'RPUSH'
+  if is_suspect(job) then
+    call(push, P .. 'suspects', job .. '|' .. prio .. '|' .. name .. '|' .. key)
+  else
+    call(push, P .. 'ready:' .. name .. '|' .. prio, key == '' and 'J' .. job or 'L' .. key)
+  end
+  ring(name)
 end
 
 -- A job joins the tail of its lane; a lane that was empty becomes ready.
 local function join_lane(prio, queue, handler, key, job)
-  if key == '' then
-    make_ready(prio, queue, handler, 'J' .. job)
-  elseif call('RPUSH', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key, job) == 1 then
-    make_ready(prio, queue, handler, 'L' .. key)
+  if key == '' or call('RPUSH', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key, job) == 1 then
+    offer(prio, queue, handler, key, job)
   end
 end
 
@@ -87,12 +112,25 @@ local function leave_lane(prio, queue, handler, key)
   if key == '' then return end
   local lane = P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key
   call('LPOP', lane)
-  if call('EXISTS', lane) == 1 then make_ready(prio, queue, handler, 'L' .. key) end
+  local next_job = call('LINDEX', lane, 0)
+  if next_job then offer(prio, queue, handler, key, next_job) end
 end
 
 -- What was in flight is available again, before everything else of its route.
 local function put_back(prio, queue, handler, key, job)
-  make_ready(prio, queue, handler, key == '' and 'J' .. job or 'L' .. key, true)
+  offer(prio, queue, handler, key, job, true)
+end
+
+local function unpack_suspect(member)
+  local job, prio, queue, handler, key = string.match(member, '^(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$')
+  return job, prio, queue, handler, key
+end
+
+-- Whoever was set apart and holds nothing any more is so no longer.
+local function rejoin(worker)
+  if call('EXISTS', P .. 'apart') == 1 and call('EXISTS', P .. 'held:' .. worker) == 0 then
+    call('HDEL', P .. 'apart', worker)
+  end
 end
 
 local function unpack_held(record)

@@ -47,5 +47,6 @@ for at = 2, #ARGV, 5 do
   end
 end
 forget(done)
+rejoin(ARGV[1])
 ring_all()
 return answer

@@ -1,17 +1,35 @@
 #!lua flags=allow-oom
 -- Hand out jobs of some handlers of one queue. A take is a pop: priority by priority, and within one, a turn each.
 --
+-- A suspect goes to a worker that holds nothing, alone. Where all are busy, one is set apart: it is handed nothing more, and
+-- when it holds nothing, the suspect.
+--
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 ticket, 3 limit, 4 lease ms (for a worker that has none yet), 5 queue, then the handlers
--- Answer for each job: job, priority, handler, key, body, notes, lost
+-- Answer {the queue for which the worker is set apart or "", then for each job: job, priority, handler, key, body, notes, lost}
 
 local worker, ticket, room, queue = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
+local held = P .. 'held:' .. worker
 local jobs, from, records = {}, {}, {}
 
-local handlers, paused = {}, {}
+local apart_for = call('HGET', P .. 'apart', worker)
+if apart_for then return { apart_for } end
+
+local handlers, wanted, paused = {}, {}, {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 for i = 6, #ARGV do
-  if not paused[queue] and not paused[queue .. '|' .. ARGV[i]] then handlers[#handlers + 1] = ARGV[i] end
+  if not paused[queue] and not paused[queue .. '|' .. ARGV[i]] then
+    handlers[#handlers + 1] = ARGV[i]
+    wanted[ARGV[i]] = true
+  end
+end
+
+local function hand_out(job, prio, handler, key)
+  room = room - 1
+  jobs[#jobs + 1] = job
+  from[#from + 1] = { prio, handler, key }
+  records[#records + 1] = job
+  records[#records + 1] = ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
 end
 
 local function take_entry(prio, handler, entry)
@@ -19,14 +37,31 @@ local function take_entry(prio, handler, entry)
   if string.sub(entry, 1, 1) == 'L' then
     key = job
     job = call('LINDEX', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key, 0)
-    if not job then return end
   end
-  room = room - 1
-  jobs[#jobs + 1] = job
-  from[#from + 1] = { prio, handler, key }
-  records[#records + 1] = job
-  records[#records + 1] = ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
+  if job then hand_out(job, prio, handler, key) end
 end
+
+-- Whether the worker is apart from now on, with the first suspect of these handlers in hand if it held nothing else.
+local function stand_apart()
+  for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
+    local job, prio, of, handler, key = unpack_suspect(member)
+    if of == queue and wanted[handler] then
+      if call('EXISTS', held) == 0 then
+        call('LREM', P .. 'suspects', 1, member)
+        hand_out(job, prio, handler, key)
+        ring(queue .. '|' .. handler) -- for the next suspect, and the next idle worker
+      elseif call('EXISTS', P .. 'apart') == 1 then
+        return false
+      end
+      call('HSET', P .. 'apart', worker, queue)
+      return true
+    end
+  end
+  return false
+end
+
+local apart = #handlers > 0 and stand_apart()
+if apart then room = 0 end
 
 for prio = 0, 2 do
   local found = true
@@ -53,12 +88,12 @@ if room == 0 then
   end
   ring_all()
 end
-if #jobs == 0 then return {} end
+if #jobs == 0 then return { apart and queue or '' } end
 
 call('ZADD', P .. 'workers', 'NX', now_ms() + tonumber(ARGV[4]), worker)
-in_chunks(records, function(...) call('HSET', P .. 'held:' .. worker, ...) end)
+in_chunks(records, function(...) call('HSET', held, ...) end)
 
-local answer = {}
+local answer = { apart and queue or '' }
 for i, job in ipairs(jobs) do
   local n = #answer
   answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = job, from[i][1], from[i][2], from[i][3]

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import NamedTuple
 
-from bus.store.base import PRIORITIES, Census, Count, Dead, Route, Settlement, Take, Taken
+from bus.store.base import PRIORITIES, Census, Count, Dead, Retrying, Route, Settlement, Take, Taken
 
 __all__ = ["Queues"]
+
+SUSPECT = 2
+"""Leases that ran out under a job before it is taken alone. Not one: or all that a killed worker held would run one by one."""
 
 
 class _Address(NamedTuple):
@@ -30,6 +33,13 @@ class _Ready(NamedTuple):
 
     key: str
     job: str
+
+
+class _Suspect(NamedTuple):
+    """A job that is taken alone, for its workers keep dying."""
+
+    job: str
+    address: _Address
 
 
 class _Held(NamedTuple):
@@ -56,7 +66,11 @@ class Queues:
         self._ready: defaultdict[Route, deque[_Ready]] = defaultdict(deque)
         # (due, job, address, whether the job holds its lane): the older job is first among what is due at once
         self._due: list[tuple[int, int, _Address, bool]] = []
+        self._suspects: deque[_Suspect] = deque()
+        # worker -> queue: it is handed nothing until it holds nothing; only while it holds something
+        self._apart: dict[str, str] = {}
         self._leases: dict[str, int] = {}
+        self.serving: dict[str, frozenset[str]] = {}
         self._held: defaultdict[str, OrderedDict[str, _Held]] = defaultdict(OrderedDict)
         self._letters: OrderedDict[str, _Letter] = OrderedDict()
         self._paused: set[str] = set()
@@ -80,17 +94,22 @@ class Queues:
         self._ring("$due")
 
     def _join_lane(self, address: _Address, job: str) -> None:
-        if not address.key:
-            self._make_ready(address.route, _Ready("", job))
-            return
-        lane = self._lanes.setdefault(address.lane, deque())
-        lane.append(job)
-        if len(lane) == 1:
-            self._make_ready(address.route, _Ready(address.key, ""))
+        if address.key:
+            lane = self._lanes.setdefault(address.lane, deque())
+            lane.append(job)
+            if len(lane) > 1:
+                return
+        self._offer(address, job)
 
-    def _make_ready(self, route: Route, entry: _Ready, *, first: bool = False) -> None:
-        ready = self._ready[route]
-        (ready.appendleft if first else ready.append)(entry)
+    def _offer(self, address: _Address, job: str, *, first: bool = False) -> None:
+        """A job can be taken: by itself, or as the head of its lane."""
+        route = address.route
+        if self._lost.get(job, 0) >= SUSPECT:
+            suspect = _Suspect(job, address)
+            self._suspects.appendleft(suspect) if first else self._suspects.append(suspect)
+        else:
+            ready, entry = self._ready[route], _Ready(address.key, "" if address.key else job)
+            ready.appendleft(entry) if first else ready.append(entry)
         self._ring(f"{route.queue}|{route.handler}")
 
     def _leave_lane(self, address: _Address) -> None:
@@ -100,21 +119,24 @@ class Queues:
         lane = self._lanes[address.lane]
         lane.popleft()
         if lane:
-            self._make_ready(address.route, _Ready(address.key, ""))
+            self._offer(address, lane[0])
         else:
             del self._lanes[address.lane]
 
     def _put_back(self, address: _Address, job: str) -> None:
-        entry = _Ready(address.key, "") if address.key else _Ready("", job)
-        self._make_ready(address.route, entry, first=True)
+        self._offer(address, job, first=True)
 
     # -- take and settle -----------------------------------------------------------------------------------------------
 
     def take(self, worker: str, wish: Take, lease_ends_ms: int) -> list[Taken]:
-        """Priority by priority, and within one, a turn for each handler that is not paused."""
+        """Priority by priority, and within one, a turn for each handler that is not paused; or a suspect, alone."""
+        if worker in self._apart:
+            return []
         running = [one for one in wish.handlers if not self._paused & {wish.queue, f"{wish.queue}|{one}"}]
         wish = wish._replace(handlers=tuple(running))
-        taken: list[Taken] = []
+        taken = self._stand_apart(worker, wish)
+        if worker in self._apart:
+            wish = wish._replace(limit=len(taken))
         for priority in range(PRIORITIES):
             found = True
             while found and wish.handlers and len(taken) < wish.limit:
@@ -137,10 +159,40 @@ class Queues:
         while ready and len(taken) < limit:
             entry = ready.popleft()
             job = self._lanes[route.queue, route.handler, entry.key][0] if entry.key else entry.job
-            self._held[worker][job] = _Held(wish.ticket, _Address(route, entry.key))
-            body, notes, lost = self._jobs[job], self._notes.get(job, b""), self._lost.get(job, 0)
-            taken.append(Taken(job, wish.ticket, route, entry.key, body, notes, lost))
+            taken.append(self._hand_out(worker, wish.ticket, job, _Address(route, entry.key)))
         return taken
+
+    def _hand_out(self, worker: str, ticket: int, job: str, address: _Address) -> Taken:
+        self._held[worker][job] = _Held(ticket, address)
+        body, notes, lost = self._jobs[job], self._notes.get(job, b""), self._lost.get(job, 0)
+        return Taken(job, ticket, address.route, address.key, body, notes, lost)
+
+    def _stand_apart(self, worker: str, wish: Take) -> list[Taken]:
+        """Where a suspect waits: to a worker that holds nothing, or set one apart (see :meth:`bus.store.base.Store.exchange`)."""
+        for suspect in self._suspects:
+            route = suspect.address.route
+            if route.queue == wish.queue and route.handler in wish.handlers:
+                break
+        else:
+            return []
+        taken: list[Taken] = []
+        if not self._held.get(worker):
+            self._suspects.remove(suspect)
+            taken.append(self._hand_out(worker, wish.ticket, *suspect))
+            self._ring(f"{route.queue}|{route.handler}")  # for the next suspect, and the next idle worker
+        elif self._apart:
+            return []
+        self._apart[worker] = wish.queue
+        return taken
+
+    def apart_for(self, worker: str) -> str:
+        """The queue with a suspect for which a worker is set apart, or nothing."""
+        return self._apart.get(worker, "")
+
+    def _rejoin(self, worker: str) -> None:
+        """Whoever was set apart and holds nothing any more is so no longer."""
+        if not self._held.get(worker):
+            self._apart.pop(worker, None)
 
     def _pass_on(self, wish: Take) -> None:
         """Whoever fills up with work left over passes the wake-up on."""
@@ -154,6 +206,7 @@ class Queues:
         if held is None or held.ticket != settlement.ticket:
             return False
         del self._held[worker][settlement.job]
+        self._rejoin(worker)
         job, address = settlement.job, held.address
         match settlement.verdict:
             case "ack":
@@ -205,18 +258,25 @@ class Queues:
         for job in reversed(lost):  # each to the head in turn, so they stand as they stood
             self._put_back(books.pop(job).address, job)
         if lease_ends_ms is None:
-            self._leases.pop(worker, None)
-            self._held.pop(worker, None)
+            self._strike_out(worker)
         else:
             self._leases[worker] = lease_ends_ms
+            self._rejoin(worker)
         return len(lost)
+
+    def _strike_out(self, worker: str) -> None:
+        self._leases.pop(worker, None)
+        self._held.pop(worker, None)
+        self._apart.pop(worker, None)
+        self.serving.pop(worker, None)
 
     def recover(self, now_ms: int, max_lost: int) -> int:
         """Take back what the workers held whose lease ran out. Returns how many jobs."""
         recovered = 0
         for _, worker in sorted((ends_ms, worker) for worker, ends_ms in self._leases.items() if ends_ms <= now_ms):
-            del self._leases[worker]
-            for job, record in reversed(self._held.pop(worker, OrderedDict[str, _Held]()).items()):
+            books = self._held.pop(worker, OrderedDict[str, _Held]())
+            self._strike_out(worker)
+            for job, record in reversed(books.items()):
                 recovered += 1
                 self._lost[job] += 1
                 if self._lost[job] >= max_lost:
@@ -230,16 +290,18 @@ class Queues:
         while self._due and self._due[0][0] <= now_ms:
             _, job, address, holds_lane = heapq.heappop(self._due)
             if holds_lane:
-                self._make_ready(address.route, _Ready(address.key, ""))
+                self._offer(address, str(job))
             else:
                 self._join_lane(address, str(job))
         return self._due[0][0] - now_ms if self._due else None
 
     def ring_again(self) -> None:
         """Ring wherever work is ready: whoever took the last ring may have died."""
-        for route, ready in self._ready.items():
+        for route in {route for route, ready in self._ready.items() if ready} | {
+            suspect.address.route for suspect in self._suspects
+        }:
             name = f"{route.queue}|{route.handler}"
-            if ready and not self._paused & {route.queue, name}:
+            if not self._paused & {route.queue, name}:
                 self._ring(name)
 
     def expire_letters(self, before_ms: int) -> None:
@@ -312,7 +374,29 @@ class Queues:
 
     def census(self) -> Census:
         """How much work there is."""
-        return Census(frozenset(self._paused), [self._count(*name) for name in sorted(self.pending)])
+        serving = {worker: names for worker, names in self.serving.items() if worker in self._leases}
+        return Census(frozenset(self._paused), serving, [self._count(*name) for name in sorted(self.pending)])
+
+    def retrying(self, limit: int, now_ms: int) -> list[Retrying]:
+        """Lanes that wait for the retry of their head, the next due first."""
+        held = sorted((due, job, address) for due, job, address, holds_lane in self._due if holds_lane)[:limit]
+        return [
+            Retrying(
+                str(job),
+                address.route,
+                address.key,
+                max(0, due - now_ms),
+                len(self._lanes[address.lane]) - 1,
+                self._jobs[str(job)],
+                self._notes.get(str(job), b""),
+            )
+            for due, job, address in held
+        ]
+
+    def forget_idle(self, handlers: Iterable[str]) -> None:
+        """No longer count handlers that have no work."""
+        for name in [name for name, n in self.pending.items() if name[1] in handlers and n == 0]:
+            del self.pending[name]
 
     def _count(self, queue: str, handler: str) -> Count:
         mine = [address for _, _, address, job in self._due if job and address.lane[:2] == (queue, handler)]
@@ -330,6 +414,7 @@ class Queues:
             sum(map(len, ready)),
             len(mine),
             len(held),
+            sum(suspect.address.lane[:2] == (queue, handler) for suspect in self._suspects),
             {worker: n for worker, n in books.items() if n},
             self._jobs[min(heads, key=int)] if heads else b"",
         )
@@ -347,6 +432,12 @@ class Queues:
             for job in [job for job, record in books.items() if record.address.route.queue == queue]:
                 if not books.pop(job).address.key:
                     dropped.append(job)
+        for worker in list(self._apart):
+            self._rejoin(worker)
+        for suspect in [suspect for suspect in self._suspects if suspect.address.route.queue == queue]:
+            self._suspects.remove(suspect)
+            if not suspect.address.key:
+                dropped.append(suspect.job)
         for route in [route for route in self._ready if route.queue == queue]:
             dropped += [entry.job for entry in self._ready.pop(route) if entry.job]
         dropped += [str(job) for _, job, address, holds in self._due if not holds and address.route.queue == queue]

@@ -22,6 +22,7 @@ from bus.store.base import (
     LoopStore,
     Page,
     Post,
+    Retrying,
     Settlement,
     Stale,
     Take,
@@ -29,6 +30,7 @@ from bus.store.base import (
 from bus.store.memory.logs import Log, Seen
 from bus.store.memory.loop import Inbox, MemoryLoopStore
 from bus.store.memory.queues import Queues
+from bus.store.memory.steps import Steps
 
 __all__ = ["MemoryStore"]
 
@@ -52,6 +54,7 @@ class MemoryStore:
         self._bindings: dict[str, bytes] = {}
         self._version = 0
         self._queues = Queues(self._ring)
+        self._steps = Steps()
 
     def __repr__(self) -> str:
         return f"<MemoryStore with {len(self._logs)} logs>"
@@ -130,6 +133,13 @@ class MemoryStore:
                 self._version += 1
             return self._version
 
+    def unbind(self, handlers: Sequence[str]) -> list[bool]:
+        with self._lock:
+            removed = [self._bindings.pop(handler, None) is not None for handler in handlers]
+            self._version += any(removed)
+            self._queues.forget_idle(handlers)
+            return removed
+
     def bindings(self) -> Stale:
         with self._lock:
             return Stale(self._version, dict(self._bindings))
@@ -152,13 +162,16 @@ class MemoryStore:
             wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
             taken = [job for wish in wishes for job in self._queues.take(worker, wish, now + self._lease_ms)]
             self._rung.notify_all()
-            return Exchange(settled, taken)
+            return Exchange(settled, taken, self._queues.apart_for(worker) if wishes else "")
 
-    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Beat:
+    def beat(
+        self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str] = ()
+    ) -> Beat:
         with self._lock:
             now = self._clock.now_ms()
             forgotten = not self._queues.knows(worker)
             handed_back = self._queues.beat(worker, now + lease_ms, received, frozenset(held))
+            self._queues.serving[worker] = frozenset(serves)
             recovered = self._queues.recover(now, max_lost)
             next_due = self._queues.promote(now)
             self._queues.expire_letters(now - RETENTION_MS)
@@ -200,6 +213,10 @@ class MemoryStore:
         with self._lock:
             return self._queues.census()
 
+    def retrying(self, limit: int = 100) -> list[Retrying]:
+        with self._lock:
+            return self._queues.retrying(limit, self._clock.now_ms())
+
     def pending(self, queue: str) -> int:
         with self._lock:
             return sum(n for (of, _), n in self._queues.pending.items() if of == queue)
@@ -233,6 +250,14 @@ class MemoryStore:
     def dead_count(self) -> int:
         with self._lock:
             return self._queues.dead_count()
+
+    def recall(self, work: str, step: str) -> bytes | None:
+        with self._lock:
+            return self._steps.recall(work, step, self._clock.now_ms())
+
+    def record(self, work: str, step: str, value: bytes, keep_ms: int) -> bytes:
+        with self._lock:
+            return self._steps.record(work, step, value, self._clock.now_ms(), keep_ms)
 
 
 def _due_ms(due: str, now_ms: int) -> int:

@@ -21,6 +21,7 @@ from bus.store.base import (
     Job,
     LoopStore,
     Page,
+    Retrying,
     Route,
     Settlement,
     Stale,
@@ -100,6 +101,9 @@ class RedisStore:
     def bind(self, bindings: Bindings) -> int:
         return self._run(scripts.bind(bindings))
 
+    def unbind(self, handlers: Sequence[str]) -> list[bool]:
+        return self._run(scripts.unbind(handlers)) if handlers else []
+
     def bindings(self) -> Stale:
         with translated(self.link, writing=False):
             # The version first: bindings that change in between are then newer than it says, and the next append is told.
@@ -117,13 +121,16 @@ class RedisStore:
         taking: list[Call[Any]] = [scripts.take(worker, self._lease_ms, wish) for wish in wishes]
         answers = self._run_all(settling + taking)
         settled = answers.pop(0) if settling else []
-        return Exchange(settled, [taken for batch in answers for taken in batch])
+        taken = [job for _, jobs in answers for job in jobs]
+        return Exchange(settled, taken, next((apart for apart, _ in answers if apart), ""))
 
-    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Beat:
-        return self._run(scripts.beat(worker, lease_ms, received, held, max_lost))
+    def beat(
+        self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str] = ()
+    ) -> Beat:
+        return self._run(scripts.beat(worker, lease_ms, received, held, max_lost, serves))
 
     def leave(self, worker: str) -> int:
-        return self._run(scripts.beat(worker, 0, 0, (), 0)).handed_back
+        return self._run(scripts.beat(worker, 0, 0, (), 0, ())).handed_back
 
     def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
         keys = [f"{self.prefix}wake:{name}" for name in names]
@@ -149,6 +156,9 @@ class RedisStore:
 
     def census(self) -> Census:
         return self._run(scripts.census(), writing=False)
+
+    def retrying(self, limit: int = 100) -> list[Retrying]:
+        return self._run(scripts.retrying(limit), writing=False)
 
     def pending(self, queue: str) -> int:
         with translated(self.link, writing=False):
@@ -200,6 +210,14 @@ class RedisStore:
     def dead_count(self) -> int:
         with translated(self.link, writing=False):
             return int(self._commands.zcard(self.prefix + "dead"))
+
+    def recall(self, work: str, step: str) -> bytes | None:
+        with translated(self.link, writing=False):
+            value: bytes | None = self._commands.hget(f"{self.prefix}steps:{work}", step)
+        return value
+
+    def record(self, work: str, step: str, value: bytes, keep_ms: int) -> bytes:
+        return self._run(scripts.record(work, step, value, keep_ms))
 
     # -- calling scripts -----------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from bus.store.base import (
     Entry,
     Job,
     Page,
+    Retrying,
     Route,
     Settlement,
     Stale,
@@ -44,10 +45,13 @@ __all__ = [
     "pause",
     "poke",
     "read",
+    "record",
     "replay",
+    "retrying",
     "script",
     "settle",
     "take",
+    "unbind",
 ]
 
 T = TypeVar("T")
@@ -146,6 +150,11 @@ def bind(bindings: Bindings) -> Call[int]:
     return Call(script("bind"), [part for pair in sorted(bindings.items()) for part in pair], int)
 
 
+def unbind(handlers: Sequence[str]) -> Call[list[bool]]:
+    """See :meth:`bus.store.base.Store.unbind`."""
+    return Call(script("unbind"), handlers, _each)
+
+
 # -- the queue side ----------------------------------------------------------------------------------------------------
 
 
@@ -162,11 +171,11 @@ def settle(worker: str, settlements: Iterable[Settlement]) -> Call[list[bool]]:
     return Call(script("settle"), arguments, _each)
 
 
-def take(worker: str, lease_ms: int, wish: Take) -> Call[list[Taken]]:
-    """The taking half of :meth:`bus.store.base.Store.exchange`."""
+def take(worker: str, lease_ms: int, wish: Take) -> Call[tuple[str, list[Taken]]]:
+    """The taking half of :meth:`bus.store.base.Store.exchange`: for which queue the worker is apart, and what it got."""
 
-    def taken(answer: Sequence[Any]) -> list[Taken]:
-        return [
+    def taken(answer: Sequence[Any]) -> tuple[str, list[Taken]]:
+        return answer[0].decode(), [
             Taken(
                 answer[at].decode(),
                 wish.ticket,
@@ -176,19 +185,22 @@ def take(worker: str, lease_ms: int, wish: Take) -> Call[list[Taken]]:
                 answer[at + 5],
                 int(answer[at + 6]),
             )
-            for at in range(0, len(answer), 7)
+            for at in range(1, len(answer), 7)
         ]
 
     return Call(script("take"), (worker, wish.ticket, wish.limit, lease_ms, wish.queue, *wish.handlers), taken)
 
 
-def beat(worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int) -> Call[Beat]:
+def beat(
+    worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str]
+) -> Call[Beat]:
     """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
 
     def found(answer: Sequence[int]) -> Beat:
         return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2], bool(answer[3]))
 
-    return Call(script("beat"), (worker, lease_ms, received, max_lost, RETENTION_MS, *held), found)
+    arguments: tuple[Argument, ...] = (worker, lease_ms, received, max_lost, RETENTION_MS, " ".join(serves), *held)
+    return Call(script("beat"), arguments, found)
 
 
 def poke(name: str) -> Call[None]:
@@ -221,16 +233,47 @@ def census() -> Call[Census]:
 
 
 def _census(answer: Sequence[Any]) -> Census:
-    counts, at = [], 1
+    serves = zip(answer[1][::2], answer[1][1::2], strict=True)
+    counts, at = [], 2
     while at < len(answer):
-        name, unfinished, ready, delayed, held, oldest, workers = answer[at : at + 7]
-        at += 7
+        name, unfinished, ready, delayed, held, suspects, oldest, workers = answer[at : at + 8]
+        at += 8
         pairs = answer[at : at + 2 * workers]
         at += 2 * workers
         queue, _, handler = name.decode().partition("|")
         in_flight = {worker.decode(): int(n) for worker, n in zip(pairs[::2], pairs[1::2], strict=True)}
-        counts.append(Count(queue, handler, unfinished, ready, delayed, held, in_flight, oldest))
-    return Census(frozenset(name.decode() for name in answer[0]), sorted(counts))
+        counts.append(Count(queue, handler, unfinished, ready, delayed, held, suspects, in_flight, oldest))
+    return Census(
+        frozenset(name.decode() for name in answer[0]),
+        {worker.decode(): frozenset(names.decode().split()) for worker, names in serves},
+        sorted(counts),
+    )
+
+
+def retrying(limit: int) -> Call[list[Retrying]]:
+    """See :meth:`bus.store.base.Store.retrying`."""
+
+    def found(answer: Sequence[Any]) -> list[Retrying]:
+        rows = [answer[at : at + 9] for at in range(0, len(answer), 9)]
+        return [
+            Retrying(
+                job.decode(),
+                Route(queue.decode(), handler.decode(), int(priority)),
+                key.decode(),
+                due,
+                behind,
+                body,
+                notes,
+            )
+            for job, priority, queue, handler, key, due, behind, body, notes in rows
+        ]
+
+    return Call(script("retrying"), (limit,), found)
+
+
+def record(work: str, step: str, value: bytes, keep_ms: int) -> Call[bytes]:
+    """See :meth:`bus.store.base.Store.record`."""
+    return Call(script("record"), (work, step, value, keep_ms), bytes)
 
 
 def flush(queue: str) -> Call[int]:

@@ -1,0 +1,11 @@
+#!lua
+-- Keep what a step of some work gave. The first one to say counts.
+--
+-- KEYS  1 prefix
+-- ARGV  1 work, 2 step, 3 value, 4 how long from now, ms
+-- Answer the value that is kept
+
+local steps = P .. 'steps:' .. ARGV[1]
+call('HSETNX', steps, ARGV[2], ARGV[3])
+call('PEXPIRE', steps, ARGV[4])
+return call('HGET', steps, ARGV[2])

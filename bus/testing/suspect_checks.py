@@ -1,0 +1,194 @@
+"""Checks of suspects: what happens to a job whose workers keep dying, and to what was beside it."""
+
+from __future__ import annotations
+
+from bus.store.base import Store
+from bus.testing.lease_checks import lose_lease
+from bus.testing.store_checks import NEVER, Worker, bodies, collected, enqueue
+
+__all__ = ["SUSPECT_CHECKS"]
+
+
+def suspect(store: Store, body: bytes = b"suspect", *, key: str = "", handler: str = "h", queue: str = "q") -> None:
+    """Queue a job and have two leases run out under it. Nothing else may be ready for that handler."""
+    enqueue(store, body, key=key, handler=handler, queue=queue)
+    for _ in range(2):
+        doomed = Worker(store, "doomed")
+        assert bodies(doomed.take(handlers=(handler,), queue=queue)) == [body], "a job lost once is as any other"
+        lose_lease(doomed, to=Worker(store, "sweeper"))
+
+
+def check_a_job_lost_once_is_taken_with_others(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"1", b"2")
+    worker.take()
+    lose_lease(worker, to=Worker(store, "w2"))
+
+    assert bodies(Worker(store, "w3").take()) == [b"1", b"2"], "one killed worker's jobs are no suspects"
+
+
+def check_a_suspect_is_taken_alone(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    suspect(store)
+    enqueue(store, b"1", b"2")
+
+    answer = store.exchange(worker.name, (), [worker.wish()])
+
+    assert [(one.body, one.lost) for one in answer.taken] == [(b"suspect", 2)], f"a worker at leisure got {answer}"
+    assert answer.apart == "q", f"the worker is apart for {answer.apart!r}"
+    assert worker.take() == [], "more was handed out while the suspect runs"
+    assert worker.take(handlers=("h2",)) == [], "work of another handler was handed out while the suspect runs"
+    assert bodies(other.take()) == [b"1", b"2"], "others do not go on meanwhile"
+    enqueue(store, b"3")
+    after = worker.settle_and_take(answer.taken[0])
+    assert (after.settled, bodies(after.taken), after.apart) == ([True], [b"3"], ""), f"afterwards it got {after}"
+
+
+def check_a_busy_worker_is_set_apart_for_a_suspect(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    enqueue(store, b"long", b"other", handler="h2")
+    suspect(store)
+    (long,) = worker.take(1, handlers=("h2",))
+    other.take(1, handlers=("h2",))
+    enqueue(store, b"1", b"2", b"3")
+
+    apart = store.exchange(worker.name, (), [worker.wish(1)])
+    beside = store.exchange(other.name, (), [other.wish(1)])
+
+    assert (apart.taken, apart.apart) == ([], "q"), f"a worker that holds something got {apart}"
+    assert (bodies(beside.taken), beside.apart) == ([b"1"], ""), f"one is apart already, and another got {beside}"
+    done = worker.settle_and_take(long)
+    assert (bodies(done.taken), done.apart) == ([b"suspect"], "q"), f"now that it holds nothing it got {done}"
+
+
+def check_nobody_stays_apart_who_holds_nothing(store: Store) -> None:
+    settling, leaving, dying, struck, other = (Worker(store, f"w{n}") for n in range(5))
+    for worker in (settling, leaving, dying, struck):
+        suspect(store, worker.name.encode())
+        enqueue(store, b"held", handler=worker.name)
+        (held,) = worker.take(handlers=(worker.name,))
+        assert store.exchange(worker.name, (), [worker.wish()]).apart, "a worker that holds something was not set apart"
+        if worker is settling:
+            worker.settle(held)
+        elif worker is leaving:
+            store.leave(worker.name)
+        elif worker is dying:
+            lose_lease(worker, to=other)
+        else:
+            worker.beat(held=[])
+        (one,) = other.take(1)
+        assert (one.body, other.settle(one)) == (worker.name.encode(), True), f"{worker.name} is apart still: {one}"
+        enqueue(store, b"as ever")
+        assert bodies(worker.take()) == [b"as ever"], f"{worker.name} gets nothing any more"
+        worker.beat(held=[])
+        other.drain()
+
+
+def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
+    one, two = Worker(store), Worker(store, "w2")
+    enqueue(store, b"1", b"2")
+    for _ in range(2):
+        assert len(one.take()) == 2, "jobs lost once are as any others"
+        lose_lease(one, to=Worker(store, "sweeper"))
+    store.wait(["q|h"], 0)
+
+    took = bodies(one.take())
+
+    assert took == [b"1"], f"an idle worker got {took}"
+    assert store.wait(["q|h"], 0) == "q|h", "the next suspect rings for nobody"
+    assert bodies(two.take()) == [b"2"], "a second suspect waits for the first"
+
+
+def check_a_suspect_holds_its_lane(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    suspect(store, b"1", key="a")
+    enqueue(store, b"2", b"3", key="a")
+    enqueue(store, b"held", handler="h2")
+    other.take(handlers=("h2",))
+    store.pause("q|h")
+
+    assert worker.take() == [], "a paused handler's suspect was handed out"
+    store.resume("q|h")
+    (one,) = worker.take()
+    assert other.take() == [], "a lane went on beside its suspect"
+    worker.settle(one, "retry", 0)
+    worker.beat(held=[])
+    again = worker.take()
+    assert [(each.body, each.lost) for each in again] == [(b"1", 2)], f"a retry takes the suspicion away: {again}"
+    worker.settle(again[0], "back")
+    assert worker.drain() == [b"1", b"2", b"3"], "the lane lost its order"
+
+
+def check_a_suspect_behind_others_of_its_lane_is_one_still(store: Store) -> None:
+    worker = Worker(store)
+    suspect(store, b"1", key="a")
+    enqueue(store, b"2", key="a")
+    (one,) = worker.take()
+    worker.settle(one, "pass", 0)
+    worker.beat(held=[])
+
+    (two,) = worker.take()
+    enqueue(store, b"beside")
+    after = worker.settle_and_take(two)
+
+    assert bodies(after.taken) == [b"1"], f"behind another job of its lane it was taken as {after}"
+
+
+def check_poison_takes_no_innocents_along(store: Store) -> None:
+    enqueue(store, *(b"before %d" % n for n in range(5)))
+    enqueue(store, b"poison", b"after", key="a")
+    enqueue(store, *(b"beside %d" % n for n in range(5)), key="b")
+    sweeper, done = Worker(store, "sweeper"), list[bytes]()
+
+    for life in range(40):
+        worker = Worker(store, f"life {life}")
+        while taken := worker.take(3):
+            if b"poison" in bodies(taken):  # what was taken beside it dies with it, settled or not
+                lose_lease(worker, to=sweeper, max_lost=5)
+                break
+            done += [one.body for one in taken if worker.settle(one)]
+        else:
+            break
+
+    assert [(one.body, one.reason, one.lost) for one in store.dead()] == [(b"poison", "poison", 5)], "others died too"
+    assert sorted(done) == sorted(
+        [b"after", *(b"before %d" % n for n in range(5)), *(b"beside %d" % n for n in range(5))]
+    ), f"not every innocent was done once: {done}"
+
+
+def check_suspects_are_counted_and_flushed(store: Store) -> None:
+    suspect(store, b"1", key="a")
+    enqueue(store, b"2", key="a")
+    suspect(store, b"3", handler="h2")
+    suspect(store, b"4", queue="other")
+    enqueue(store, b"5", due=NEVER)
+
+    counted = {(count.queue, count.handler): (count.unfinished, count.suspects) for count in store.census().counts}
+
+    assert counted == {("q", "h"): (3, 1), ("q", "h2"): (1, 1), ("other", "h"): (1, 1)}, f"counted {counted}"
+    assert store.flush("q") == 4, "not every job was dropped"
+    assert (store.pending("q"), Worker(store).take(handlers=("h", "h2"))) == (0, []), "something was left"
+    assert bodies(Worker(store, "w2").take(queue="other")) == [b"4"], "another queue's suspect was dropped"
+
+
+def check_a_beat_rings_for_suspects(store: Store) -> None:
+    suspect(store)
+    assert store.wait(["q|h"], 0) == "q|h", "a suspect did not ring"
+
+    Worker(store, "w2").beat()
+
+    assert store.wait(["q|h"], 0) == "q|h", "a ring that a dying worker took along was not rung again"
+
+
+def check_a_replayed_suspect_begins_anew(store: Store) -> None:
+    worker = Worker(store)
+    suspect(store, b"1")
+    (one,) = worker.take()
+    worker.settle(one, "dead")
+    enqueue(store, b"2")
+    store.replay([(one.job, b"")])
+
+    assert bodies(worker.take()) == [b"2", b"1"], "a replayed job is a suspect still"
+
+
+SUSPECT_CHECKS = collected(globals())
