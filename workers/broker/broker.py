@@ -182,9 +182,7 @@ class LaneBroker(Broker):
             raise QueueNotFound(queue_name)
         self.bus.usable()
         self.lease.start()
-        consumer = LaneConsumer(self, self.lease, queue_name, prefetch, timeout)
-        self.lease.serve(queue_name, consumer.has_room)
-        return consumer
+        return LaneConsumer(self, self.lease, queue_name, prefetch, timeout)
 
     def close(self) -> None:
         """End the lease; what was in flight is handed back. Safe twice."""

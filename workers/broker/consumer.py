@@ -1,7 +1,7 @@
 """A consumer: how one queue's jobs reach Dramatiq's worker threads.
 
-It takes as many as it has room for. Room follows the pace of the work: what is settled in ``AHEAD_S`` seconds, so that
-fast handlers are fed in large gulps while slow ones leave the jobs to other processes.
+It takes its share of the process's room (see ``room.py``), settles what has gathered in the same round trip, and where
+its queue is empty it sleeps until the bell rings.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from dramatiq import Consumer, MessageProxy
 
 from bus import BusUnavailable
 from bus.store.base import Settlement
-from workers.broker.lease import GATHER, Lease
+from workers.broker.lease import GATHER, Lease, Wish
 from workers.broker.message import LaneMessage, open_job, undecodable
 
 __all__ = ["LaneConsumer"]
 
-AHEAD_S = 0.05
-MOST_AHEAD = 256
-PACE_S = 0.1
 GATHER_S = 0.005
 """How long settlements wait for company."""
 
@@ -46,17 +43,17 @@ class LaneConsumer(Consumer):
     def __init__(self, broker: Declared, lease: Lease, queue: str, prefetch: int, timeout_ms: int) -> None:
         self._broker = broker
         self._lease = lease
+        self._room = lease.room
         self._queue = queue
-        self._least = max(1, prefetch // 2)
-        self._most = prefetch if prefetch == 1 else max(prefetch, MOST_AHEAD)
         self._timeout_s = timeout_ms / 1000
         self._buffer: deque[LaneMessage] = deque()
-        self._settled = 0
-        self._pace_per_s = 0.0
-        self._looked_at = time.monotonic()
         self._drained = False
+        self._deaf = False  # the bell did not listen for us, for there was no room: look for ourselves once there is
         self._away = False
         self._turn = 0
+        with lease.changed:
+            self._room.enter(queue, prefetch, lambda: not self._drained)
+        lease.serve(queue, self._waits)
 
     # -- what Dramatiq calls -------------------------------------------------------------------------------------------
 
@@ -84,34 +81,32 @@ class LaneConsumer(Consumer):
         """Hand back what was taken and not passed on, and settle all that waits."""
         self.requeue(self._buffer)
         self._buffer.clear()
+        with self._lease.changed:
+            self._room.leave(self._queue)
         try:
-            self._lease.exchange([])
+            self._lease.exchange()
         except BusUnavailable as error:
             log.warning("the last settlements of queue %r wait for the server: %s", self._queue, error)
 
-    def has_room(self) -> bool:
-        """Whether a ring would tell it something: it has found its queue empty, and could take. Under ``changed``."""
-        return self._drained and self._room > 0
-
     # -- the inside ----------------------------------------------------------------------------------------------------
+
+    def _waits(self) -> bool:
+        """Whether a ring would tell it something: it has found its queue empty, and could take. Under ``changed``."""
+        self._deaf = self._drained and not self._room.soon
+        return self._drained and not self._deaf
 
     def _end(self, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage):
             self._settle(message.settlement())
 
     def _settle(self, settlement: Settlement) -> None:
-        with self._lease.changed:
-            self._settled += 1
-            self._lease.settle(self._queue, settlement)
+        self._lease.settle(self._queue, settlement)
 
-    @property
-    def _ahead(self) -> int:
-        """How many jobs to have in this process, running ones included."""
-        return min(self._most, max(self._least, int(self._pace_per_s * AHEAD_S)))
-
-    @property
-    def _room(self) -> int:
-        return 0 if self._lease.quiet else self._ahead - self._lease.load(self._queue)
+    def _share(self) -> int:
+        """How many jobs it would take now. Under ``changed``."""
+        if self._lease.quiet or (self._drained and not self._deaf):
+            return 0
+        return self._room.share(self._queue)
 
     def _await_reason(self, deadline: float) -> bool:
         """Wait until there is something to exchange; ``False`` if the time is over first."""
@@ -121,15 +116,15 @@ class LaneConsumer(Consumer):
                 self._drained = False
             gathering_until: float | None = None
             while True:
-                wants = not self._drained and self._room > 0
-                if lease.load(self._queue) == 0 and (wants or lease.unsettled):
+                wants = self._share()
+                if self._room.load(self._queue) == 0 and (wants or lease.unsettled):
                     return True
                 if lease.unsettled >= GATHER:
                     return True
                 now = time.monotonic()
                 if wants or lease.unsettled:
                     gathering_until = gathering_until or now + GATHER_S
-                    if now >= gathering_until or (wants and 2 * self._room >= self._ahead):
+                    if now >= gathering_until or 2 * wants >= self._room.ahead:
                         return True
                 left = min(deadline, gathering_until or deadline) - now
                 if left <= 0:
@@ -141,23 +136,19 @@ class LaneConsumer(Consumer):
 
     def _exchange(self) -> None:
         """Settle and take in one round trip, and open what was taken."""
-        with self._lease.changed:
-            self._measure()
-            room = self._room
-        handlers = self._broker.handlers_of(self._queue)
-        self._turn += 1
-        turn = self._turn % len(handlers) if handlers else 0
-        wishes = [(self._queue, handlers[turn:] + handlers[:turn], room)] if handlers and room > 0 else []
+        wish = self._wish()
         try:
-            taken = self._lease.exchange(wishes)
+            answer = self._lease.exchange(wish)
         except BusUnavailable as error:
             self._wait_for_server(error)
             return
         if self._away:
             log.info("queue %r: the server is back", self._queue)
             self._away = False
-        self._drained = (bool(wishes) and len(taken) < room) or (self._drained and not wishes)
-        for one in taken:
+        if wish is not None:
+            self._drained = len(answer.taken) < wish.limit and not answer.apart
+            self._deaf = False
+        for one in answer.taken:
             try:
                 self._buffer.append(open_job(one))
             except ValueError as error:
@@ -166,13 +157,19 @@ class LaneConsumer(Consumer):
         if self._drained and not self._lease.awaits(self._queue) and not self._lease.quiet:
             self._lease.refresh()
 
-    def _measure(self) -> None:
-        """Follow the pace at which jobs are settled, smoothed over ``PACE_S``; a longer silence forgets what was."""
-        now = time.monotonic()
-        elapsed = now - self._looked_at
-        if elapsed > 0.001:
-            self._pace_per_s += min(1.0, elapsed / PACE_S) * (self._settled / elapsed - self._pace_per_s)
-            self._settled, self._looked_at = 0, now
+    def _wish(self) -> Wish | None:
+        """What to ask for, each handler first in its turn."""
+        with self._lease.changed:
+            self._room.measure()
+            limit = self._share()
+            if limit:
+                self._room.serve(self._queue)
+        handlers = self._broker.handlers_of(self._queue)
+        if not handlers or limit <= 0:
+            return None
+        self._turn += 1
+        turn = self._turn % len(handlers)
+        return Wish(self._queue, handlers[turn:] + handlers[:turn], limit)
 
     def _wait_for_server(self, error: BusUnavailable) -> None:
         """Dramatiq would throw a consumer away that raises; what is in flight is safer in this one."""

@@ -2,8 +2,8 @@
 
 The lease belongs to the process, not to a consumer (Dramatiq closes and reopens those). Two threads keep it:
 
-* the *keeper* beats: it renews the lease, names the jobs still held (what the store has in our name but is not in our
-  hands was lost in a reply, and goes back at once), and moves due work on time;
+* the *keeper* beats: it renews the lease, names the jobs still held, and moves due work on time. What the store has in
+  our name but is not in our hands goes back at once: it was lost in a reply, or the thread that worked on it is gone;
 * the *bell* rests on the store's wake-ups and rings for the queues that have room. Nobody polls.
 
 ::
@@ -22,13 +22,15 @@ import logging
 import os
 import socket
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from bus import BusError, ids
-from bus.store.base import Exchange, Settlement, Store, Take, Taken
+from bus.store.base import Exchange, Settlement, Store, Take
+from workers.broker.room import Room
 
-__all__ = ["GATHER", "Lease"]
+__all__ = ["GATHER", "Lease", "Wish"]
 
 GATHER = 64
 """Settlements that go at once; fewer wait a moment for company."""
@@ -42,6 +44,24 @@ MAX_LOST = 5
 """Leases that may run out under a job before it counts as poison."""
 
 log = logging.getLogger("callboard.workers")
+
+
+class Wish(NamedTuple):
+    """What a consumer asks for."""
+
+    queue: str
+    handlers: tuple[str, ...]
+    limit: int
+
+
+@dataclass(slots=True)
+class _Holding:
+    """A job that the store has in our name, from the answer to its take to the answer to its settling."""
+
+    ticket: int
+    queue: str
+    thread: threading.Thread | None = None
+    """Who works on it, once it has begun."""
 
 
 class Lease:
@@ -58,13 +78,15 @@ class Lease:
         self._store = store
         self._lease_ms = lease_ms
         self._handlers_of = handlers_of
-        self._rooms: dict[str, Callable[[], bool]] = {}
-        self._load: Counter[str] = Counter()
+        self.room = Room()
+        """How much may be taken. Under ``changed``."""
+        self._waiting: dict[str, Callable[[], bool]] = {}
         self._rung: set[str] = set()
         self._settlements: list[Settlement] = []
-        self._held: dict[str, int] = {}
+        self._held: dict[str, _Holding] = {}
+        self._open: dict[str, _Holding] = {}  # of those, what is not settled yet
+        self._at_work: dict[threading.Thread, str] = {}
         self._uncertain: set[str] = set()
-        self._begun: set[str] = set()
         self._tickets = 0
         self._open_tickets: set[int] = set()
         self._threads: list[threading.Thread] = []
@@ -107,7 +129,7 @@ class Lease:
         self._ending.set()
         self._due.set()
         try:
-            self.exchange([])
+            self.exchange()
             if self._hand_back_all_but_running():
                 self._store().leave(self.worker)
             self._store().poke(f"@{self.worker}")
@@ -118,21 +140,22 @@ class Lease:
         self._threads.clear()
         with self.changed:  # only now: a last beat that named nothing as held would hand back what still runs
             self._held.clear()
-            self._begun.clear()
-            self._load.clear()
-            self._rooms.clear()
+            self._open.clear()
+            self._at_work.clear()
+            self._waiting.clear()
+            self.room.clear()
             self.changed.notify_all()
 
     def _hand_back_all_but_running(self) -> bool:
         """Whether nothing runs any more, so that leaving hands everything back."""
         with self.changed:
-            running = self._begun & self._held.keys()
-            rest = [(job, ticket) for job, ticket in self._held.items() if job not in running]
+            running = sum(holding.thread is not None for holding in self._open.values())
+            rest = [(job, one.ticket) for job, one in self._open.items() if one.thread is None]
             if running:
                 self._settlements += [Settlement(job, ticket, "back") for job, ticket in reversed(rest)]
         if running:
-            log.warning("%d job(s) still run and are left behind; they run again when their lease ends", len(running))
-            self.exchange([])
+            log.warning("%d job(s) still run and are left behind; they run again when their lease ends", running)
+            self.exchange()
         return not running
 
     # -- taking and settling -------------------------------------------------------------------------------------------
@@ -140,41 +163,57 @@ class Lease:
     def settle(self, queue: str, settlement: Settlement) -> None:
         """Put a settlement on the pile; it travels with the next take, or within milliseconds. Never blocks."""
         with self.changed:
-            self._load[queue] -= 1
-            self._begun.discard(settlement.job)
+            self._close_one(settlement.job)
             self._settlements.append(settlement)
             # Consumers sleep through the gathering: only what may change their minds is worth a switch of threads.
             waiting = len(self._settlements)
-            if waiting == 1 or waiting >= GATHER or self._load[queue] == 0:
+            if waiting == 1 or waiting >= GATHER or self.room.load(queue) == 0:
                 self.changed.notify_all()
 
+    def _close_one(self, job: str) -> None:
+        """Nobody works on it any more, or ever will."""
+        holding = self._open.pop(job, None)
+        if holding is not None:
+            self.room.free(holding.queue)
+            if holding.thread is not None and self._at_work.get(holding.thread) == job:
+                del self._at_work[holding.thread]
+
     def begin(self, job: str) -> None:
-        """Note that a job's handler is about to run."""
+        """Note that the calling thread is about to run a job's handler."""
+        thread = threading.current_thread()
         with self.changed:
-            self._begun.add(job)
+            left = self._at_work.get(thread)
+            if left is not None:
+                self._abandon(left)
+            holding = self._open.get(job)
+            if holding is not None:
+                holding.thread = thread
+                self._at_work[thread] = job
+
+    def _abandon(self, job: str) -> None:
+        """Let go of a job that was begun and never settled, for its thread is gone or does something else."""
+        log.error("job %s was left unsettled by its thread: it is handed back and runs again", job)
+        self._close_one(job)
+        self._held.pop(job, None)  # what a beat does not name goes back
 
     def running(self) -> int:
         """How many jobs have begun and are not settled."""
         with self.changed:
-            return len(self._begun)
-
-    def load(self, queue: str) -> int:
-        """How many jobs of a queue this process has taken and not settled. Under ``changed``."""
-        return self._load[queue]
+            return len(self._at_work)
 
     @property
     def unsettled(self) -> int:
         """How many settlements wait. Under ``changed``."""
         return len(self._settlements)
 
-    def exchange(self, wishes: Sequence[tuple[str, tuple[str, ...], int]]) -> list[Taken]:
-        """Settle all that waits, and take (queue, handlers, limit). Blocks for a round trip.
+    def exchange(self, wish: Wish | None = None) -> Exchange:
+        """Settle all that waits, and take. Blocks for a round trip.
 
         Raises :class:`~bus.errors.BusUnavailable`; the settlements are then still waiting.
         """
         with self.changed:
             settlements, self._settlements = self._settlements, []
-            takes = [Take(self._ticket(), *wish) for wish in wishes if not self.quiet]
+            takes = [Take(self._ticket(), *wish)] if wish is not None and not self.quiet else []
         try:
             answer = (
                 self._store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
@@ -185,8 +224,8 @@ class Lease:
                 self._uncertain.update(settlement.job for settlement in settlements)
             raise
         else:
-            self._note(settlements, answer)
-            return answer.taken
+            self._note(settlements, answer, asked=bool(takes))
+            return answer
         finally:
             with self.changed:
                 self._open_tickets.difference_update(take.ticket for take in takes)
@@ -196,13 +235,19 @@ class Lease:
         self._open_tickets.add(self._tickets)
         return self._tickets
 
-    def _note(self, settlements: Sequence[Settlement], answer: Exchange) -> None:
+    def _note(self, settlements: Sequence[Settlement], answer: Exchange, *, asked: bool) -> None:
         with self.changed:
             for settlement in settlements:
-                if self._held.get(settlement.job) == settlement.ticket:
+                holding = self._held.get(settlement.job)
+                if holding is not None and holding.ticket == settlement.ticket:
                     del self._held[settlement.job]
-            self._held.update((taken.job, taken.ticket) for taken in answer.taken)
-            self._load.update(taken.route.queue for taken in answer.taken)
+            for taken in answer.taken:
+                self._close_one(taken.job)  # ours before, and lost: it came back to us
+                self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, taken.route.queue)
+                self.room.fill(taken.route.queue)
+            if asked and answer.apart != self.room.apart_for:
+                self.room.apart_for = answer.apart
+                self.changed.notify_all()
         for settlement, settled in zip(settlements, answer.settled, strict=True):
             if settlement.job in self._uncertain:
                 self._uncertain.discard(settlement.job)  # sent again after a lost reply: refused if it had worked
@@ -215,16 +260,17 @@ class Lease:
 
     # -- wake-ups ------------------------------------------------------------------------------------------------------
 
-    def serve(self, queue: str, has_room: Callable[[], bool]) -> None:
-        """Have the bell ring for a queue while its consumer has room. Safe twice: the last consumer counts."""
+    def serve(self, queue: str, waits: Callable[[], bool]) -> None:
+        """Have the bell ring for a queue while its consumer waits for work. Safe twice: the last consumer counts."""
         with self.changed:
-            self._rooms[queue] = has_room
+            self._waiting[queue] = waits
+        self._due.set()  # the store learns at once whom it serves
         self.refresh()
 
     def _wakes(self) -> list[str]:
         """The wake-ups to rest on. A queue without room leaves its ring to another process."""
         with self.changed:
-            queues = [] if self.quiet else [queue for queue, has_room in self._rooms.items() if has_room()]
+            queues = [] if self.quiet else [queue for queue, waits in self._waiting.items() if waits()]
         return [f"{queue}|{handler}" for queue in queues for handler in self._handlers_of(queue)]
 
     def has_rung(self, queue: str) -> bool:
@@ -253,9 +299,12 @@ class Lease:
         away = known = False
         while not self._ending.is_set():
             with self.changed:
+                for thread, job in list(self._at_work.items()):
+                    if not thread.is_alive():
+                        self._abandon(job)
                 received = min(self._open_tickets, default=self._tickets + 1) - 1
                 held = list(self._held)
-                serves = [f"{queue}|{handler}" for queue in self._rooms for handler in self._handlers_of(queue)]
+                serves = [f"{queue}|{handler}" for queue in self._waiting for handler in self._handlers_of(queue)]
             try:
                 beat = self._store().beat(self.worker, self._lease_ms, received, held, MAX_LOST, serves)
             except BusError as error:
@@ -302,11 +351,11 @@ class Lease:
         """To the consumer if it has room; otherwise back, for another process."""
         queue = rang.partition("|")[0]
         with self.changed:
-            has_room = not self.quiet and self._rooms[queue]()
-            if has_room:
+            wanted = not self.quiet and self._waiting[queue]()
+            if wanted:
                 self._rung.add(queue)
                 self.changed.notify_all()
-        if not has_room:
+        if not wanted:
             try:
                 self._store().poke(rang)
             except BusError:
