@@ -5,6 +5,16 @@ Start with :class:`App`. The README beside this file tells how the rooms fit tog
 
 from workers.app import App
 from workers.context import Context, Progress
-from workers.errors import AppNotFound, BootFailed, InvalidHandler, MemoryWorker, WorkersError
+from workers.errors import AppNotFound, BootFailed, InvalidHandler, InvalidStep, MemoryWorker, WorkersError
 
-__all__ = ["App", "AppNotFound", "BootFailed", "Context", "InvalidHandler", "MemoryWorker", "Progress", "WorkersError"]
+__all__ = [
+    "App",
+    "AppNotFound",
+    "BootFailed",
+    "Context",
+    "InvalidHandler",
+    "InvalidStep",
+    "MemoryWorker",
+    "Progress",
+    "WorkersError",
+]

@@ -18,6 +18,7 @@ from workers.middleware import CURRENT, NotForUs, Unreadable, stack
 from workers.registry import Handler, Priority, make_handler
 from workers.resources import Lifespan
 from workers.runtime import Runtime
+from workers.steps import StepLedger
 
 __all__ = ["App"]
 
@@ -122,7 +123,8 @@ class App:
             envelope = job.envelope if job is not None and job.envelope is not None else _decode(text)
             event = _read(envelope)
             attempt = job.attempt if job is not None else 1
-            ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping)
+            steps = StepLedger(self.bus, job.taken.job if job is not None else None)
+            ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps)
             arguments = (event, ctx) if handler.wants_context else (event,)
             if not handler.is_async:
                 return handler.function(*arguments)

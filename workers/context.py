@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from bus import Bus, BusError, Envelope, Event, Receipt
+from workers.steps import StepLedger
 
 __all__ = ["Context", "Progress"]
 
@@ -31,14 +33,23 @@ class Context:
     (``causationid``: this event; ``correlationid``: the first of the chain).
     """
 
-    __slots__ = ("_latest", "_stopping", "attempt", "bus", "envelope", "handler")
+    __slots__ = ("_latest", "_steps", "_stopping", "attempt", "bus", "envelope", "handler")
 
-    def __init__(self, bus: Bus, envelope: Envelope, handler: str, attempt: int, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        envelope: Envelope,
+        handler: str,
+        attempt: int,
+        stopping: Callable[[], bool],
+        steps: StepLedger | None = None,
+    ) -> None:
         self.bus = bus
         self.envelope = envelope
         self.handler = handler
         self.attempt = attempt
         self._stopping = stopping
+        self._steps = steps or StepLedger(bus, None)
         self._latest: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -82,6 +93,29 @@ class Context:
         return self.bus.publish_sync(
             event, topics=topics, key=key, id=id, delay=delay, at=at, log=log, ephemeral=ephemeral
         )
+
+    async def once(self, step: str, fn: Callable[[], Awaitable[Any] | Any]) -> Any:
+        """Do a step of this handler's work on this event once, however often the event is attempted, and give what it gave.
+
+        ``await ctx.once("charge", lambda: pay(event.account))``: the first attempt calls ``fn`` (async or not) and keeps
+        what it returns, which is plain data (JSON, at most 256 KiB); later attempts, replays of a dead letter and another
+        worker's too, are given that back. A step that raises is not done. One whose worker dies between doing and keeping is
+        done again: hand ``ctx.envelope.id`` to whatever can tell a repeated request from a new one.
+
+        Raises :class:`~workers.errors.InvalidStep`, and :class:`~bus.errors.BusUnavailable` where it cannot be kept.
+        """
+        known = await asyncio.to_thread(self._steps.recall, step)
+        if known is not None:
+            return known[0]
+        value = fn()
+        if inspect.isawaitable(value):
+            value = await value
+        return await asyncio.to_thread(self._steps.record, step, value)
+
+    def once_sync(self, step: str, fn: Callable[[], Any]) -> Any:
+        """As :meth:`once`, for a handler on a thread. Takes a round trip, or two the first time."""
+        known = self._steps.recall(step)
+        return known[0] if known is not None else self._steps.record(step, fn())
 
     def progress(self, data: Any) -> None:
         """Tell the live listeners of this event's topics how it is going. Live only: no number, no record, no work.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AppNotFound", "BootFailed", "InvalidHandler", "MemoryWorker", "WorkersError"]
+__all__ = ["AppNotFound", "BootFailed", "InvalidHandler", "InvalidStep", "MemoryWorker", "WorkersError"]
 
 
 class WorkersError(Exception):
@@ -11,6 +11,10 @@ class WorkersError(Exception):
 
 class InvalidHandler(WorkersError):
     """A handler was declared in a way that cannot work."""
+
+
+class InvalidStep(WorkersError):
+    """A step of ``ctx.once`` whose name or result cannot be kept."""
 
 
 class AppNotFound(WorkersError):

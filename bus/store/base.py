@@ -461,13 +461,14 @@ class Store(Protocol):
 
     # the step ledger
 
-    def recall(self, work: str, step: str) -> bytes | None:
-        """What a step of some work gave, or ``None`` where that is not recorded (any more)."""
+    def recall(self, job: str, step: str) -> bytes | None:
+        """What a step of a job gave, or ``None`` where that is not recorded (any more)."""
 
-    def record(self, work: str, step: str, value: bytes, keep_ms: int) -> bytes:
+    def record(self, job: str, step: str, value: bytes, keep_ms: int) -> bytes:
         """Keep what a step gave. The first to say counts; returns what is kept. Safe twice.
 
-        All steps of one ``work`` are forgotten together, ``keep_ms`` after the last was recorded.
+        All steps of a job are forgotten together: ``keep_ms`` after the last was recorded, or an hour after the job was
+        done or dropped.
         """
 
 

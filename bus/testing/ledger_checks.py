@@ -78,24 +78,38 @@ def check_a_removed_bindings_work_stays(store: Store) -> None:
 
 
 def check_the_first_to_record_a_step_counts(store: Store) -> None:
-    assert store.recall("h|1", "pay") is None, "a step that nobody did is known"
+    assert store.recall("1", "pay") is None, "a step that nobody did is known"
 
-    assert store.record("h|1", "pay", b"first", 60_000) == b"first", "the first to say does not count"
-    assert store.record("h|1", "pay", b"second", 60_000) == b"first", "another word took the first one's place"
+    assert store.record("1", "pay", b"first", 60_000) == b"first", "the first to say does not count"
+    assert store.record("1", "pay", b"second", 60_000) == b"first", "another word took the first one's place"
 
-    assert store.recall("h|1", "pay") == b"first", "what was recorded is not known"
-    assert (store.recall("h|1", "tell"), store.recall("h|2", "pay")) == (None, None), "steps are mixed up"
-    assert store.record("h|2", "pay", b"", 60_000) == b"", "nothing is a value, too"
-    assert store.recall("h|2", "pay") == b"", "nothing is a value, too"
+    assert store.recall("1", "pay") == b"first", "what was recorded is not known"
+    assert (store.recall("1", "tell"), store.recall("2", "pay")) == (None, None), "steps are mixed up"
+    assert store.record("2", "pay", b"", 60_000) == b"", "nothing is a value, too"
+    assert store.recall("2", "pay") == b"", "nothing is a value, too"
 
 
 def check_steps_are_forgotten_after_a_while(store: Store) -> None:
-    store.record("h|1", "one", b"1", 25)
-    store.record("h|2", "one", b"1", 60_000)
-    until(lambda: store.recall("h|1", "one") is None, "a step to be forgotten")
+    store.record("1", "one", b"1", 25)
+    store.record("2", "one", b"1", 60_000)
+    until(lambda: store.recall("1", "one") is None, "a step to be forgotten")
 
-    assert store.record("h|1", "one", b"2", 60_000) == b"2", "a forgotten step counts still"
-    assert store.recall("h|2", "one") == b"1", "another work's steps were forgotten, too"
+    assert store.record("1", "one", b"2", 60_000) == b"2", "a forgotten step counts still"
+    assert store.recall("2", "one") == b"1", "another work's steps were forgotten, too"
+
+
+def check_steps_outlive_their_job(store: Store) -> None:
+    """A worker that has lost its lease, and does not know it, must not do them again."""
+    worker = Worker(store)
+    enqueue(store, b"1", b"2")
+    done, dropped = worker.take()
+    for one in (done, dropped):
+        store.record(one.job, "pay", b"paid", 60_000)
+    worker.settle(done)
+    worker.settle(dropped, "dead")
+    store.drop([dropped.job])
+
+    assert [store.recall(one.job, "pay") for one in (done, dropped)] == [b"paid"] * 2, "what was done is forgotten"
 
 
 LEDGER_CHECKS = collected(globals())

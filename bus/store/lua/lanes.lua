@@ -23,7 +23,7 @@
 --   workers                      zset    worker -> when its lease ends (ms)
 --   serves                       hash    worker -> queue|handler, of all that it takes work for, separated by spaces
 --   held:worker                  hash    job -> ticket|place in that take|prio|queue|handler|key
---   steps:handler|event          hash    step -> what it gave, so that a repeated attempt does not do it again
+--   steps:job                    hash    step -> what it gave, so that a repeated attempt does not do it again
 --   dead, letters                zset    job -> when it died (ms); hash job -> reason|prio|queue|handler|key
 
 local P = KEYS[1]
@@ -175,4 +175,6 @@ local function forget(jobs)
     call('HDEL', P .. 'notes', ...)
     call('HDEL', P .. 'lost', ...)
   end)
+  -- A worker that has lost its lease and does not know may ask a little longer.
+  for _, job in ipairs(jobs) do call('PEXPIRE', P .. 'steps:' .. job, 3600000) end
 end

@@ -1,8 +1,8 @@
 #!lua
--- Keep what a step of some work gave. The first one to say counts.
+-- Keep what a step of a job gave. The first one to say counts.
 --
 -- KEYS  1 prefix
--- ARGV  1 work, 2 step, 3 value, 4 how long from now, ms
+-- ARGV  1 job, 2 step, 3 value, 4 how long from now, ms
 -- Answer the value that is kept
 
 local steps = P .. 'steps:' .. ARGV[1]

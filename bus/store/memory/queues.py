@@ -54,10 +54,11 @@ class _Letter(NamedTuple):
 
 
 class Queues:
-    """The queue side of one namespace. ``ring`` is called with the name of a wake-up whenever one is due."""
+    """The queue side of one namespace. ``ring`` is called with a wake-up's name when it is due, ``ended`` with a job's."""
 
-    def __init__(self, ring: Callable[[str], None]) -> None:
+    def __init__(self, ring: Callable[[str], None], ended: Callable[[str], None]) -> None:
         self._ring = ring
+        self._ended = ended
         self._numbers = count(1)
         self._jobs: dict[str, bytes] = {}
         self._notes: dict[str, bytes] = {}
@@ -235,6 +236,7 @@ class Queues:
             self._jobs.pop(job, None)
             self._notes.pop(job, None)
             self._lost.pop(job, None)
+            self._ended(job)
 
     def _bury(self, job: str, reason: str, address: _Address, now_ms: int) -> None:
         self._letters[job] = _Letter(now_ms, reason, address)

@@ -1,13 +1,17 @@
-"""The step ledger in memory: what the steps of unfinished work gave.
+"""The step ledger in memory: what the steps of jobs gave.
 
 Callers hold the store's lock around every method.
 """
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 
 __all__ = ["Steps"]
+
+LINGERS_MS = 3_600_000
+"""A worker that has lost its lease and does not know may ask a little longer."""
 
 
 @dataclass(slots=True)
@@ -17,24 +21,37 @@ class _Ledger:
 
 
 class Steps:
-    """One ledger for each piece of work."""
+    """One ledger for each job."""
 
     def __init__(self) -> None:
         self._ledgers: dict[str, _Ledger] = {}
+        self._ends: list[tuple[int, str]] = []  # when to look whether a ledger has ended; one may be named often
 
-    def recall(self, work: str, step: str, now_ms: int) -> bytes | None:
+    def recall(self, job: str, step: str, now_ms: int) -> bytes | None:
         """What a step gave, if that is known still."""
-        ledger = self._ledgers.get(work)
-        return ledger.values.get(step) if ledger is not None and ledger.ends_ms > now_ms else None
+        self._forget(now_ms)
+        ledger = self._ledgers.get(job)
+        return ledger.values.get(step) if ledger is not None else None
 
-    def record(self, work: str, step: str, value: bytes, now_ms: int, keep_ms: int) -> bytes:
+    def record(self, job: str, step: str, value: bytes, now_ms: int, keep_ms: int) -> bytes:
         """Keep it, unless something is kept already; returns what is kept."""
-        # Ledgers end roughly in the order in which they were last written to, so the old ones stand first.
-        while self._ledgers and next(iter(self._ledgers.values())).ends_ms <= now_ms:
-            del self._ledgers[next(iter(self._ledgers))]
-        ledger = self._ledgers.pop(work, None)
-        if ledger is None or ledger.ends_ms <= now_ms:
-            ledger = _Ledger()
-        self._ledgers[work] = ledger
-        ledger.ends_ms = now_ms + keep_ms
+        self._forget(now_ms)
+        ledger = self._ledgers.setdefault(job, _Ledger())
+        self._keep_until(job, ledger, now_ms + keep_ms)
         return ledger.values.setdefault(step, value)
+
+    def end(self, job: str, now_ms: int) -> None:
+        """The job was done, or dropped."""
+        ledger = self._ledgers.get(job)
+        if ledger is not None:
+            self._keep_until(job, ledger, now_ms + LINGERS_MS)
+
+    def _keep_until(self, job: str, ledger: _Ledger, ends_ms: int) -> None:
+        ledger.ends_ms = ends_ms
+        heapq.heappush(self._ends, (ends_ms, job))
+
+    def _forget(self, now_ms: int) -> None:
+        while self._ends and self._ends[0][0] <= now_ms:
+            _, job = heapq.heappop(self._ends)
+            if job in self._ledgers and self._ledgers[job].ends_ms <= now_ms:
+                del self._ledgers[job]

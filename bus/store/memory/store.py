@@ -53,7 +53,7 @@ class MemoryStore:
         self._sent: Seen[bool] = Seen()
         self._bindings: dict[str, bytes] = {}
         self._version = 0
-        self._queues = Queues(self._ring)
+        self._queues = Queues(self._ring, lambda job: self._steps.end(job, self._clock.now_ms()))
         self._steps = Steps()
 
     def __repr__(self) -> str:
@@ -251,13 +251,13 @@ class MemoryStore:
         with self._lock:
             return self._queues.dead_count()
 
-    def recall(self, work: str, step: str) -> bytes | None:
+    def recall(self, job: str, step: str) -> bytes | None:
         with self._lock:
-            return self._steps.recall(work, step, self._clock.now_ms())
+            return self._steps.recall(job, step, self._clock.now_ms())
 
-    def record(self, work: str, step: str, value: bytes, keep_ms: int) -> bytes:
+    def record(self, job: str, step: str, value: bytes, keep_ms: int) -> bytes:
         with self._lock:
-            return self._steps.record(work, step, value, self._clock.now_ms(), keep_ms)
+            return self._steps.record(job, step, value, self._clock.now_ms(), keep_ms)
 
 
 def _due_ms(due: str, now_ms: int) -> int:

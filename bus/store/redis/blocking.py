@@ -211,13 +211,13 @@ class RedisStore:
         with translated(self.link, writing=False):
             return int(self._commands.zcard(self.prefix + "dead"))
 
-    def recall(self, work: str, step: str) -> bytes | None:
+    def recall(self, job: str, step: str) -> bytes | None:
         with translated(self.link, writing=False):
-            value: bytes | None = self._commands.hget(f"{self.prefix}steps:{work}", step)
+            value: bytes | None = self._commands.hget(f"{self.prefix}steps:{job}", step)
         return value
 
-    def record(self, work: str, step: str, value: bytes, keep_ms: int) -> bytes:
-        return self._run(scripts.record(work, step, value, keep_ms))
+    def record(self, job: str, step: str, value: bytes, keep_ms: int) -> bytes:
+        return self._run(scripts.record(job, step, value, keep_ms))
 
     # -- calling scripts -----------------------------------------------------------------------------------------------
 

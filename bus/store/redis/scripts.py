@@ -271,9 +271,9 @@ def retrying(limit: int) -> Call[list[Retrying]]:
     return Call(script("retrying"), (limit,), found)
 
 
-def record(work: str, step: str, value: bytes, keep_ms: int) -> Call[bytes]:
+def record(job: str, step: str, value: bytes, keep_ms: int) -> Call[bytes]:
     """See :meth:`bus.store.base.Store.record`."""
-    return Call(script("record"), (work, step, value, keep_ms), bytes)
+    return Call(script("record"), (job, step, value, keep_ms), bytes)
 
 
 def flush(queue: str) -> Call[int]:

@@ -1,0 +1,275 @@
+"""What a process takes: its share of one room for all queues, suspects alone, and nothing that a dead thread holds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from dramatiq.middleware import Middleware
+
+from bus import Bus, Event
+from bus.store.base import Taken
+from bus.testing.lease_checks import lose_lease
+from bus.testing.store_checks import Worker
+from tests.waiting import wait_until
+from tests.workers.running import working
+from workers import App
+from workers.broker.room import AHEAD_S, Room
+
+
+class Asked(Event, type="test.asked", version=1):
+    n: int
+
+
+@pytest.fixture
+def bus(url: str, namespace: str) -> Iterator[Bus]:
+    bus = Bus(url, namespace=namespace)
+    yield bus
+    bus.close_sync()
+
+
+def never() -> bool:
+    return False
+
+
+def always() -> bool:
+    return True
+
+
+def test_queues_that_hope_share_what_is_free_and_the_last_served_is_last() -> None:
+    room = Room()
+    for queue in ("a", "b", "c"):
+        room.enter(queue, 8, always)
+
+    assert [room.share(queue) for queue in ("a", "b", "c")] == [2, 2, 0]
+    room.serve("a")
+    assert [room.share(queue) for queue in ("b", "c", "a")] == [2, 2, 0]
+    for _ in range(4):
+        room.fill("b")
+    assert [room.share(queue) for queue in ("a", "b", "c")] == [0, 0, 0]
+    room.free("b")
+    assert [room.share(queue) for queue in ("b", "c", "a")] == [1, 0, 0]
+    room.leave("b")
+    assert room.share("c") == 1
+
+
+def test_a_queue_without_hope_leaves_its_share_to_others() -> None:
+    room = Room()
+    room.enter("idle", 8, never)
+    room.enter("busy", 8, always)
+
+    assert (room.share("busy"), room.share("idle")) == (4, 2)
+
+
+def test_a_worker_set_apart_has_no_room_until_it_holds_nothing() -> None:
+    room = Room()
+    room.enter("a", 8, always)
+    room.enter("b", 8, always)
+    room.fill("b")
+    room.apart_for = "a"
+
+    assert (room.share("a"), room.share("b"), room.soon) == (0, 0, False)
+    room.free("b")
+    assert (room.share("a"), room.share("b"), room.soon) == (4, 0, False)
+    room.leave("a")
+    assert (room.share("b"), room.soon) == (4, True)
+
+
+def test_quick_work_is_fetched_ahead() -> None:
+    room = Room()
+    room.enter("a", 8, always)
+    deadline = threading.Event()
+    for _ in range(20):
+        for _ in range(100):
+            room.fill("a")
+            room.free("a")
+        deadline.wait(0.01)
+        room.measure()
+
+    assert room.ahead > 2000 * AHEAD_S
+    for _ in range(room.ahead):
+        room.fill("a")
+    assert (room.share("a"), room.soon) == (0, True)
+
+
+def test_a_prefetch_of_one_is_one() -> None:
+    room = Room()
+    room.enter("a", 1, always)
+
+    assert room.ahead == 1
+
+
+def test_a_process_whose_threads_are_busy_leaves_other_queues_to_others(bus: Bus) -> None:
+    busy, free = App(bus), App(bus)
+    release = threading.Event()
+    started: list[int] = []
+    handled: list[tuple[str, int]] = []
+
+    @busy.on(Asked, topics="slow", queue="slow", name="slow")
+    def slow(event: Asked) -> None:
+        started.append(event.n)
+        release.wait(20)
+
+    @busy.on(Asked, topics="quick", queue="quick", name="quick")
+    def quick(event: Asked) -> None:
+        handled.append(("busy", event.n))
+
+    @free.on(Asked, topics="quick", queue="quick", name="quick")
+    def quick_too(event: Asked) -> None:
+        handled.append(("free", event.n))
+
+    with working(busy, threads=2):
+        for n in range(2):
+            bus.publish_sync(Asked(n=n), topics=["slow"])
+        wait_until(lambda: len(started) == 2, "both threads to be busy")
+        with working(free, threads=2):
+            for n in range(30):
+                bus.publish_sync(Asked(n=n), topics=["quick"])
+                wait_until(lambda n=n: len(handled) == n + 1, "the process with free threads to take it")  # type: ignore[misc]
+        release.set()
+        busy.broker.join("slow", timeout=5000)
+        bus.publish_sync(Asked(n=30), topics=["quick"])
+        wait_until(lambda: len(handled) == 31, "the process to hear of the other queue again")
+
+    assert handled == [*(("free", n) for n in range(30)), ("busy", 30)]
+
+
+def test_no_queue_starves_beside_a_full_one(bus: Bus) -> None:
+    app = App(bus)
+    order: list[str] = []
+
+    @app.on(Asked, topics="many", queue="many")
+    def many(event: Asked) -> None:
+        order.append("many")
+
+    @app.on(Asked, topics="few", queue="few")
+    def few(event: Asked) -> None:
+        order.append("few")
+
+    app.bind()
+    for n in range(400):
+        bus.publish_sync(Asked(n=n), topics=["many"] if n < 390 else ["few"])
+    with working(app, threads=1):
+        for queue in ("few", "many"):
+            app.broker.join(queue, timeout=20_000)
+
+    assert len(order) == 400
+    assert max(at for at, queue in enumerate(order) if queue == "few") < 300
+
+
+class Dies(Middleware):
+    """Ends the thread before it can settle its first job, as an interrupt that comes late would."""
+
+    done = False
+
+    def before_ack(self, *_: Any) -> None:
+        if not self.done:
+            self.done = True
+            raise SystemExit
+
+
+class Stumbles(Middleware):
+    """Has the first settling fail, so that the thread goes on to other work without it."""
+
+    done = False
+
+    def after_process_message(self, broker: Any, message: Any, **_: Any) -> None:  # type: ignore[override]
+        if not self.done:
+            self.done = True
+            message.settlement = lambda: 1 / 0
+
+
+@pytest.mark.parametrize("fault", [Dies, Stumbles])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_a_thread_left_unsettled_is_handed_back(bus: Bus, fault: type[Middleware]) -> None:
+    app = App(bus)
+    done: list[int] = []
+
+    @app.on(Asked)
+    def handler(event: Asked) -> None:
+        done.append(event.n)
+
+    app.broker.add_middleware(fault())
+    with working(app, threads=2):
+        bus.publish_sync(Asked(n=0))
+        wait_until(lambda: done, "the first job to run")
+        for n in range(1, 20):
+            bus.publish_sync(Asked(n=n))
+        wait_until(lambda: done.count(0) == 2, "the job that was not settled to run again", timeout=10)
+        app.broker.join("default", timeout=5000)
+
+    assert sorted(done) == [0, *range(20)]
+
+
+def suspects(bus: Bus, app: App, n: int) -> list[Taken]:
+    """Jobs of the handler, each with two leases run out under it."""
+    app.bind()
+    for number in range(n):
+        bus.publish_sync(Asked(n=number))
+    for _ in range(2):
+        doomed = Worker(bus.store, "doomed")
+        taken = doomed.take(handlers=tuple(app.handlers), queue="default")
+        assert len(taken) == n
+        lose_lease(doomed, to=Worker(bus.store, "sweeper"))
+    return taken
+
+
+def test_a_worker_does_a_suspect_alone_and_everything_else_beside(bus: Bus) -> None:
+    app = App(bus)
+    lock = threading.Lock()
+    running: set[int] = set()
+    company: dict[int, set[int]] = {}
+
+    @app.on(Asked, name="handler")
+    def handler(event: Asked) -> None:
+        with lock:
+            running.add(event.n)
+            for n in running:
+                company.setdefault(n, set()).update(running - {n})
+            company[event.n].update(running - {event.n})
+        threading.Event().wait(0.002)
+        with lock:
+            running.discard(event.n)
+
+    suspects(bus, app, 3)
+    with working(app, threads=4):
+        for n in range(3, 60):
+            bus.publish_sync(Asked(n=n))
+        app.broker.join("default", timeout=20_000)
+
+    assert sorted(company) == list(range(60))
+    assert [company[n] for n in range(3)] == [set()] * 3
+    assert any(company[n] for n in range(3, 60))
+
+
+def test_a_busy_worker_finishes_before_it_takes_a_suspect(bus: Bus) -> None:
+    app = App(bus)
+    release = threading.Event()
+    log: list[Any] = []
+
+    @app.on(Asked, topics="other", queue="other", name="other")
+    def other(event: Asked) -> None:
+        log.append("begun")
+        release.wait(20)
+        log.append("done")
+
+    @app.on(Asked, name="handler", topics="global")
+    def handler(event: Asked) -> None:
+        log.append(event.n)
+
+    with working(app, threads=4):
+        bus.publish_sync(Asked(n=100), topics=["other"])
+        wait_until(lambda: log == ["begun"], "the worker to be busy")
+        app.broker.lease.room.apart_for = "other"  # it takes nothing while the suspects are made
+        suspects(bus, app, 2)
+        app.broker.lease.room.apart_for = ""
+        wait_until(lambda: app.broker.lease.room.apart_for == "default", "the worker to be set apart")
+        bus.publish_sync(Asked(n=101), topics=["other"])
+        assert log == ["begun"]
+        release.set()
+        wait_until(lambda: len(log) == 6, "everything to be done")
+
+    assert log[:2] == ["begun", "done"]
+    assert sorted(log[2:4], key=str) == [0, 1]
