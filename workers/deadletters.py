@@ -106,6 +106,11 @@ class DeadLetters:
                     seen.add(letter.job)
                     yield letter
 
+    def count(self) -> int:
+        """How many there are."""
+        self._bus.usable()
+        return self._bus.store.dead_count()
+
     def get(self, job: str) -> DeadLetter | None:
         """One of them, by its number."""
         self._bus.usable()

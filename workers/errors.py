@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AppNotFound", "BootFailed", "InvalidHandler", "InvalidStep", "MemoryWorker", "WorkersError"]
+__all__ = ["AppNotFound", "BootFailed", "InvalidHandler", "InvalidStep", "MemoryWorker", "UnknownName", "WorkersError"]
 
 
 class WorkersError(Exception):
@@ -15,6 +15,15 @@ class InvalidHandler(WorkersError):
 
 class InvalidStep(WorkersError):
     """A step of ``ctx.once`` whose name or result cannot be kept."""
+
+
+class UnknownName(WorkersError):
+    """No queue or handler is called so."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"there is no queue or handler {name[:80]!r} (there are: {', '.join(known) or 'none yet'})")
+        self.name = name
+        self.known = known
 
 
 class AppNotFound(WorkersError):

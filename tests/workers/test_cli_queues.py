@@ -69,10 +69,14 @@ def test_the_table_says_what_the_work_waits_for(queues: Run, redis_url: str, nam
         "in_lanes": 2,
         "delayed": 1,
         "retrying": 1,
+        "suspects": 0,
         "oldest_s": None,
+        "consumers": 1,
+        "bound": True,
         "paused": False,
+        "orphaned": False,
     }
-    assert (idle_facts["handler"], idle_facts["unfinished"]) == ("idle", 0)
+    assert (idle_facts["handler"], idle_facts["unfinished"], idle_facts["consumers"]) == ("idle", 0, 1)
     assert [line.split()[:2] for line in table.splitlines()[1:]] == [["default", "orders"], ["other", "idle"]]
 
 
@@ -99,6 +103,68 @@ def test_a_pause_holds_all_workers_at_once_and_a_resume_lets_them_go_on(
     bus.close_sync()
 
     assert queues("resume", name).stderr == f"{name} was not paused\n"
+
+
+def test_a_held_lane_says_what_it_waits_for(queues: Run, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+
+    @app.on(Order, key="agent_id", name="orders", min_backoff=60_000, max_backoff=60_000)
+    def orders(event: Order) -> None:
+        raise KeyError("secret of the order")
+
+    assert queues("held").stderr == "no lane waits for a retry\n"
+    with working(app):
+        for n in range(3):
+            bus.publish_sync(Order(agent_id="a 1", n=n))
+        wait_until(bus.store.retrying, "the lane to wait for its retry")
+    (fact,) = [json.loads(line) for line in queues("held", "--json").stdout.splitlines()]
+    table = queues("held").stdout
+    bus.close_sync()
+
+    assert 20 < fact.pop("due_in_s") <= 60
+    assert fact.pop("job") in table
+    assert fact == {
+        "queue": "default",
+        "handler": "orders",
+        "key": "a 1",
+        "what": "test.order",
+        "attempts": 1,
+        "error": "KeyError",
+        "behind": 2,
+    }
+    assert "secret" not in table
+
+
+def test_a_binding_that_nobody_serves_is_told_and_can_be_forgotten(queues: Run, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+
+    @app.on(Order, name="orders")
+    def orders(event: Order) -> None: ...
+
+    app.bind()
+    bus.publish_sync(Order(agent_id="a", n=1))
+    told = queues()
+    with working(app):
+        app.broker.join("default", timeout=5000)
+        wait_until(lambda: bus.store.census().serving, "the worker to be known")
+        assert "1 worker(s) serve 'orders'" in error_of(queues("forget", "orders"), 1)
+        assert "nobody serves it" not in queues().stdout
+    queues("pause", "orders")
+    bus.publish_sync(Order(agent_id="a", n=2))
+    forgot = queues("forget", "orders").stderr.splitlines()
+    bus.publish_sync(Order(agent_id="a", n=3))
+    again = queues("forget", "orders").stderr
+    (fact,) = [json.loads(line) for line in queues("--json").stdout.splitlines()]
+    bus.close_sync()
+
+    assert "nobody serves it" in told.stdout
+    assert "callboard queues forget orders" in told.stderr
+    assert forgot[0] == "forgot orders"
+    assert forgot[1].startswith("1 unfinished job(s)")
+    assert again.startswith("orders is not bound")
+    assert (fact["unfinished"], fact["bound"], fact["orphaned"]) == (1, False, True)
 
 
 def test_an_unknown_name_is_one_clear_line(queues: Run) -> None:

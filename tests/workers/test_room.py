@@ -175,10 +175,10 @@ class Stumbles(Middleware):
 
     done = False
 
-    def after_process_message(self, broker: Any, message: Any, **_: Any) -> None:  # type: ignore[override]
+    def before_ack(self, *about: Any) -> None:
         if not self.done:
             self.done = True
-            message.settlement = lambda: 1 / 0
+            about[-1].settlement = lambda: 1 / 0
 
 
 @pytest.mark.parametrize("fault", [Dies, Stumbles])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bus import BusError, InvalidEvent, InvalidLog, InvalidPosition, InvalidSettings, InvalidTopic
-from workers.errors import AppNotFound, InvalidHandler, MemoryWorker, WorkersError
+from workers.errors import AppNotFound, InvalidHandler, MemoryWorker, UnknownName, WorkersError
 
 __all__ = ["CUT_SHORT", "FAILURE", "USAGE", "Failed", "exit_code_of"]
 
@@ -21,6 +21,7 @@ _ASKED_WRONGLY = (
     InvalidSettings,
     InvalidTopic,
     MemoryWorker,
+    UnknownName,
 )
 
 

@@ -1,40 +1,38 @@
-"""``callboard queues``: how much work there is and what it waits for; pause it, resume it."""
+"""``callboard queues``: how much work there is, what it waits for and who does it; pause it, resume it, forget a handler."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bus import Bus
-from bus.store.base import Census, Count
 from workers.cli.options import Json, Namespace, Url, server_bus
-from workers.cli.outcome import USAGE, Failed
+from workers.cli.outcome import FAILURE, Failed
 from workers.cli.terminal import printable, tell
+from workers.deadletters import DeadLetters
+from workers.queues import HeldLane, Queues, QueueState
 
 __all__ = ["queues"]
 
 queues = typer.Typer(
     rich_markup_mode="markdown",
-    help="""How much work there is, by queue and handler, and what it waits for.
+    help="""How much work there is, by queue and handler, what it waits for, and who does it.
 
-    Examples: `callboard queues`, `callboard queues pause mail`, `callboard queues resume mail`
+    Examples: `callboard queues`, `callboard queues held`, `callboard queues pause mail`, `callboard queues resume mail`,
+    `callboard queues forget shop.old_handler`
     """,
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A queue, or a handler, as 'callboard queues' shows them.")]
-
-_TIME = re.compile(rb'"time":"([^"]{10,40})"')
-_STAMP = re.compile(rb'"message_timestamp":\s*([0-9]{10,16})')
+Handler = Annotated[str, typer.Argument(metavar="HANDLER", help="A handler, as 'callboard queues' shows it.")]
 
 
 @queues.callback(invoke_without_command=True)
@@ -42,111 +40,138 @@ def show(context: typer.Context, as_json: Json = False, url: Url = None, namespa
     """Show the table, unless another command follows."""
     if context.invoked_subcommand is not None:
         return
-    with _opened(url, namespace) as bus:
-        census, dead, bound = bus.store.census(), bus.store.dead_count(), _bound(bus)
-    counts = _with_idle(census.counts, bound)
-    now = datetime.now(UTC)
+    with _opened(url, namespace) as (found, letters):
+        states, dead = found.look(), letters.count()
     if as_json:
-        for count in counts:
-            print(json.dumps(_facts(count, census, now)))
+        for state in states:
+            print(json.dumps({**asdict(state), "orphaned": state.orphaned}))
         return
-    Console(file=sys.stdout).print(_table(counts, census, now))
+    Console(file=sys.stdout).print(_table(states))
     tell(f"dead letters {dead}" + (" ('callboard dead list' shows them)" if dead else ""))
+    for state in states:
+        if state.orphaned and state.bound:
+            tell(
+                f"{printable(state.handler)}: events become work for it, and no worker serves it. "
+                f"Start one, or remove the binding: callboard queues forget {printable(state.handler)}"
+            )
+
+
+@queues.command()
+def held(
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="At most so many, the next due first.")
+    ] = 50,
+    as_json: Json = False,
+    url: Url = None,
+    namespace: Namespace = None,
+) -> None:
+    """Show the lanes that wait for the retry of their first event: which, why, for how long, and how many wait behind."""
+    with _opened(url, namespace) as (found, _):
+        lanes = found.held(limit)
+    if as_json:
+        for lane in lanes:
+            print(json.dumps(asdict(lane)))
+    elif lanes:
+        Console(file=sys.stdout).print(_lanes(lanes))
+    else:
+        tell("no lane waits for a retry")
 
 
 @queues.command()
 def pause(name: Name, url: Url = None, namespace: Namespace = None) -> None:
     """Have no worker take from a queue, or for a handler, until it is resumed. What was taken is finished."""
-    with _opened(url, namespace) as bus:
-        changed = [bus.store.pause(one) for one in _meant(bus, name)]
-    tell(f"paused {printable(name)}" if any(changed) else f"{printable(name)} was paused already")
+    with _opened(url, namespace) as (found, _):
+        changed = found.pause(name)
+    tell(f"paused {printable(name)}" if changed else f"{printable(name)} was paused already")
 
 
 @queues.command()
 def resume(name: Name, url: Url = None, namespace: Namespace = None) -> None:
     """Undo a pause; waiting work goes on at once."""
-    with _opened(url, namespace) as bus:
-        changed = [bus.store.resume(one) for one in _meant(bus, name)]
-    tell(f"resumed {printable(name)}" if any(changed) else f"{printable(name)} was not paused")
+    with _opened(url, namespace) as (found, _):
+        changed = found.resume(name)
+    tell(f"resumed {printable(name)}" if changed else f"{printable(name)} was not paused")
+
+
+@queues.command()
+def forget(handler: Handler, url: Url = None, namespace: Namespace = None) -> None:
+    """Remove the binding of a handler that is gone: events no longer become work for it. What is queued stays.
+
+    Refused while a worker serves the handler, for it would bind it again when it next starts.
+    """
+    with _opened(url, namespace) as (found, _):
+        its = [state for state in found.look() if state.handler == handler]
+        serving = sum(state.consumers for state in its)
+        if serving:
+            raise Failed(
+                f"{serving} worker(s) serve {handler!r}: take it out of the app and restart them first", FAILURE
+            )
+        forgotten = found.forget(handler)
+    left = sum(state.unfinished for state in its)
+    tell(f"forgot {printable(handler)}" if forgotten else f"{printable(handler)} is not bound: nothing to forget")
+    if left:
+        tell(f"{left} unfinished job(s) of it are kept: a worker that serves it again does them")
 
 
 @contextmanager
-def _opened(url: str | None, namespace: str | None) -> Iterator[Bus]:
+def _opened(url: str | None, namespace: str | None) -> Iterator[tuple[Queues, DeadLetters]]:
     bus = server_bus(url, namespace, purpose="its queues end with its process")
     bus.open_sync()
     try:
-        yield bus
+        yield Queues(bus), DeadLetters(bus)
     finally:
         bus.close_sync()
 
 
-def _bound(bus: Bus) -> list[tuple[str, str]]:
-    """(queue, handler) of all bindings."""
-    found = [json.loads(binding) for binding in bus.store.bindings().bindings.values()]
-    return sorted((binding["queue"], binding["handler"]) for binding in found)
-
-
-def _meant(bus: Bus, name: str) -> list[str]:
-    """The store's names for what a person calls so: a queue, or a handler on whichever queues it works."""
-    known = sorted({(count.queue, count.handler) for count in bus.store.census().counts} | set(_bound(bus)))
-    if name in {queue for queue, _ in known}:
-        return [name]
-    places = [f"{queue}|{handler}" for queue, handler in known if handler == name]
-    if not places:
-        names = ", ".join(sorted({part for pair in known for part in pair})) or "none yet"
-        raise Failed(f"there is no queue or handler {name[:80]!r} (there are: {names})", USAGE)
-    return places
-
-
-def _with_idle(counts: Sequence[Count], bound: Sequence[tuple[str, str]]) -> list[Count]:
-    """The counts, and empty ones for handlers that are bound and have had no work."""
-    known = {(count.queue, count.handler) for count in counts}
-    idle = [Count(queue, handler, 0, 0, 0, 0, 0, {}, b"") for queue, handler in bound if (queue, handler) not in known]
-    return sorted([*counts, *idle], key=lambda count: (count.queue, count.handler))
-
-
-def _table(counts: Sequence[Count], census: Census, now: datetime) -> Table:
+def _table(states: list[QueueState]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("queue", "handler"):
         table.add_column(column, overflow="fold")
-    for column in ("ready", "in lanes", "delayed", "retrying", "in flight", "oldest"):
+    for column in ("ready", "in lanes", "delayed", "retrying", "in flight", "oldest", "consumers"):
         table.add_column(column, justify="right")
     table.add_column("")
-    for count in counts:
+    for state in states:
+        flying = f"{sum(state.in_flight.values())} by {len(state.in_flight)}" if state.in_flight else "-"
+        counts = (state.ready, state.in_lanes, state.delayed, state.retrying)
         table.add_row(
-            Text(count.queue),
-            Text(count.handler),
-            *(str(n or "-") for n in (count.ready, _in_lanes(count), count.delayed, count.held)),
-            _flying(count),
-            _span(_age_s(count, now)),
-            "[yellow]paused[/yellow]" if _is_paused(count, census) else "",
+            Text(state.queue),
+            Text(state.handler),
+            *(str(n or "-") for n in counts),
+            flying,
+            _span(state.oldest_s),
+            str(state.consumers or "-"),
+            _remarks(state),
         )
     return table
 
 
-def _in_lanes(count: Count) -> int:
-    """Jobs that wait behind another one of their lane."""
-    return max(0, count.unfinished - count.ready - count.delayed - count.held - sum(count.in_flight.values()))
+def _remarks(state: QueueState) -> Text:
+    remarks = [
+        ("paused", state.paused),
+        (f"{state.suspects} to be taken alone", state.suspects),
+        ("nobody serves it", state.orphaned),
+    ]
+    return Text(", ".join(text for text, so in remarks if so), style="yellow")
 
 
-def _flying(count: Count) -> str:
-    workers = len(count.in_flight)
-    return f"{sum(count.in_flight.values())} by {workers}" if workers else "-"
-
-
-def _is_paused(count: Count, census: Census) -> bool:
-    return bool(census.paused & {count.queue, f"{count.queue}|{count.handler}"})
-
-
-def _age_s(count: Count, now: datetime) -> float | None:
-    """How old the oldest ready job is, by what its own bytes say."""
-    if match := _TIME.search(count.oldest[:2000]):
-        try:
-            return (now - datetime.fromisoformat(match[1].decode())).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    match = _STAMP.search(count.oldest)
-    return now.timestamp() - int(match[1]) / 1000 if match else None
+def _lanes(lanes: list[HeldLane]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("handler", "lane", "waits for"):
+        table.add_column(column, overflow="fold")
+    for column in ("job", "attempts"):
+        table.add_column(column, justify="right")
+    table.add_column("last error", overflow="fold")
+    for column in ("next try in", "behind it"):
+        table.add_column(column, justify="right")
+    for lane in lanes:
+        table.add_row(
+            *(Text(printable(text)) for text in (lane.handler, lane.key, lane.what, lane.job)),
+            str(lane.attempts),
+            Text(printable(lane.error)),
+            _span(lane.due_in_s),
+            str(lane.behind or "-"),
+        )
+    return table
 
 
 def _span(seconds: float | None) -> str:
@@ -155,19 +180,4 @@ def _span(seconds: float | None) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{max(0, seconds):.1f} s"
-
-
-def _facts(count: Count, census: Census, now: datetime) -> dict[str, Any]:
-    return {
-        "queue": count.queue,
-        "handler": count.handler,
-        "unfinished": count.unfinished,
-        "ready": count.ready,
-        "in_lanes": _in_lanes(count),
-        "delayed": count.delayed,
-        "retrying": count.held,
-        "in_flight": dict(count.in_flight),
-        "oldest_s": _age_s(count, now),
-        "paused": _is_paused(count, census),
-    }
+    return f"{seconds:.1f} s"
