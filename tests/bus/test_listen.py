@@ -315,20 +315,21 @@ async def test_falling_behind_over_what_was_filtered_away_is_no_gap(url: str, na
 
 async def test_a_listener_that_catches_up_lets_others_run(url: str, namespace: str) -> None:
     turns = 0
+    caught_up = asyncio.Event()
 
     async def other() -> None:
         nonlocal turns
-        while True:
+        while not caught_up.is_set():
             turns += 1
-            await asyncio.wait((asyncio.create_task(bus.publish(Step(n=0), topics=["other"])),))
+            await bus.publish(Step(n=0), topics=["other"])
 
     async with Bus(url, namespace=namespace) as bus:
         await bus.publish_many(numbered(1, 5000))
         task = asyncio.create_task(other())
         async with bus.listen(after="0") as listener:
             await take(listener, 5000)
-        task.cancel()
-        await asyncio.wait((task,))
+        caught_up.set()
+        await task
 
     assert turns > 5
 
