@@ -8,6 +8,8 @@
 if not call('SET', P .. 'sent:' .. ARGV[1], '1', 'NX', 'PX', ARGV[2]) then return 0 end
 local now = now_ms()
 local job = string.format('%d', call('HINCRBY', P .. 'meta', 'j', 1))
-add_job(ARGV[5], ARGV[3], ARGV[4], ARGV[6], job, ARGV[7], due_at(ARGV[8], now), now)
+call('HSET', P .. 'jobs', job, ARGV[7])
+call('HINCRBY', P .. 'pending', ARGV[3] .. '|' .. ARGV[4], 1)
+place_job(ARGV[5], ARGV[3], ARGV[4], ARGV[6], job, due_at(ARGV[8], now), now)
 ring_all()
 return 1

@@ -4,7 +4,7 @@
 --   meta                         hash    v: bindings' version, j: last job number, b: last beat (ms)
 --   bindings                     hash    handler -> encoded binding
 --   log:name, top:name           stream  of entries; hash e: epoch, s: top seq, k: its token, o: time of the oldest
---                                entry or before, x: ttl ms
+--                                entry or before, x: ttl ms, r: when its expiry was set (ms)
 --   logs                         set     names of the logs
 --   live:name                    channel
 --   seen:id                      string  position of a published event, for the idempotency window
@@ -97,9 +97,8 @@ local function unpack_due(member)
   return kind, job, prio, queue, handler, key
 end
 
-local function add_job(prio, queue, handler, key, job, body, due, now)
-  call('HSET', P .. 'jobs', job, body)
-  call('HINCRBY', P .. 'pending', queue .. '|' .. handler, 1)
+-- A new job waits in its lane, or until it is due. Its body and its count are the caller's to write.
+local function place_job(prio, queue, handler, key, job, due, now)
   if due > now then
     delay(due, 'J', prio, queue, handler, job, key)
   else
