@@ -401,8 +401,7 @@ class Queues:
             del self.pending[name]
 
     def _count(self, queue: str, handler: str) -> Count:
-        mine = [address for _, _, address, job in self._due if job and address.lane[:2] == (queue, handler)]
-        held = [address for _, _, address, job in self._due if not job and address.lane[:2] == (queue, handler)]
+        waiting = [holds_lane for _, _, address, holds_lane in self._due if address.lane[:2] == (queue, handler)]
         ready = [entries for route, entries in self._ready.items() if route[:2] == (queue, handler) and entries]
         heads = [self._lanes[queue, handler, each[0].key][0] if each[0].key else each[0].job for each in ready]
         books = {
@@ -414,8 +413,8 @@ class Queues:
             handler,
             self.pending[queue, handler],
             sum(map(len, ready)),
-            len(mine),
-            len(held),
+            waiting.count(False),
+            waiting.count(True),
             sum(suspect.address.lane[:2] == (queue, handler) for suspect in self._suspects),
             {worker: n for worker, n in books.items() if n},
             self._jobs[min(heads, key=int)] if heads else b"",
