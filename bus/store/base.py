@@ -34,10 +34,40 @@ Rules for every method
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
-from bus.position import ROOT_TOKEN, Position
+from bus.position import Position
+from bus.store.jobs import (
+    PRIORITIES,
+    Beat,
+    Census,
+    Count,
+    Dead,
+    Exchange,
+    Job,
+    Retrying,
+    Route,
+    Settlement,
+    Take,
+    Taken,
+    Verdict,
+)
+from bus.store.records import (
+    CONFIRMED,
+    Appended,
+    Batch,
+    Bindings,
+    Confirmed,
+    Entry,
+    Frame,
+    Limits,
+    Page,
+    Post,
+    Stale,
+    decode_frame,
+    encode_frame,
+)
 
 __all__ = [
     "CONFIRMED",
@@ -51,6 +81,7 @@ __all__ = [
     "Count",
     "Dead",
     "Entry",
+    "Exchange",
     "Frame",
     "Job",
     "Limits",
@@ -68,243 +99,6 @@ __all__ = [
     "decode_frame",
     "encode_frame",
 ]
-
-PRIORITIES = 3
-"""Priorities are 0 (high), 1 (normal) and 2 (low); a take empties 0 before it looks at 1."""
-
-
-# -- the log side ------------------------------------------------------------------------------------------------------
-
-
-class Entry(NamedTuple):
-    """One event as a log keeps it. ``topics`` is one string, separated by spaces."""
-
-    seq: int
-    token: str
-    prev: str
-    topics: str
-    body: bytes
-
-
-class Frame(NamedTuple):
-    """One live announcement. ``ephemeral`` ones carry the seq and token they came *after*, and no number of their own."""
-
-    epoch: str
-    entry: Entry
-    ephemeral: bool = False
-
-
-class Confirmed:
-    """What a subscription yields each time the server has (re)confirmed it: there may be a hole just before."""
-
-    __slots__ = ()
-
-
-CONFIRMED = Confirmed()
-
-
-class Page(NamedTuple):
-    """A consistent look at a log: its epoch, its top, and a run of entries in order.
-
-    A log that holds nothing has ``top == 0`` and the root token. Entries past their age are left out, as if trimmed: a
-    page begins at the first that is not, and has no hole after it.
-    """
-
-    epoch: str
-    top: int
-    top_token: str
-    entries: list[Entry]
-
-
-class Limits(NamedTuple):
-    """What a log keeps: at most ``cap`` entries (exactly), none older than ``ttl_ms``."""
-
-    cap: int
-    ttl_ms: int
-
-
-class Route(NamedTuple):
-    """Where jobs go. Names hold no ``|``, control characters or spaces; priority is 0, 1 or 2."""
-
-    queue: str
-    handler: str
-    priority: int
-
-
-class Post(NamedTuple):
-    """One event to append, with its jobs as (index into the batch's routes, lane key or ``""`` for no lane).
-
-    ``due`` delays the jobs only: ``""`` is now, ``"+1500"`` is in 1,500 ms, ``"=1790000000000"`` is at that time. Of
-    what is due in the same millisecond the older job comes first.
-    """
-
-    id: str
-    token: str
-    topics: str
-    body: bytes
-    jobs: tuple[tuple[int, str], ...] = ()
-    due: str = ""
-
-
-class Batch(NamedTuple):
-    """Events for one log, in order, and what they share.
-
-    ``epoch`` is offered: it counts only where the log has none yet. ``version`` is that of the bindings with which the
-    jobs were matched; where the store knows a newer one it answers :class:`Stale` and has written nothing.
-    """
-
-    log: str
-    limits: Limits
-    window_ms: int
-    epoch: str
-    version: int
-    routes: tuple[Route, ...]
-    posts: tuple[Post, ...]
-
-
-class Appended(NamedTuple):
-    """What became of one post. A duplicate has the position of the first, and no jobs of its own."""
-
-    epoch: str
-    seq: int
-    token: str
-    duplicate: bool
-
-
-Bindings = Mapping[str, bytes]
-"""All bindings of the namespace, handler name to encoded binding."""
-
-
-class Stale(NamedTuple):
-    """The bindings have changed since the caller matched: nothing was written; match again with these."""
-
-    version: int
-    bindings: Bindings
-
-
-# -- the queue side ----------------------------------------------------------------------------------------------------
-
-
-class Job(NamedTuple):
-    """Work without an event (a plain Dramatiq message). ``id`` makes :meth:`Store.enqueue` safe to repeat."""
-
-    id: str
-    route: Route
-    key: str
-    body: bytes
-    due: str = ""
-
-
-class Take(NamedTuple):
-    """A wish for at most ``limit`` jobs of these handlers on this queue, under this ticket (higher at each take)."""
-
-    ticket: int
-    queue: str
-    handlers: tuple[str, ...]
-    limit: int
-
-
-class Taken(NamedTuple):
-    """A job in the hands of the worker that took it.
-
-    ``notes`` are the bytes that the last settle left with the job (``b""`` at first), ``lost`` counts the leases that
-    ran out under it.
-    """
-
-    job: str
-    ticket: int
-    route: Route
-    key: str
-    body: bytes
-    notes: bytes
-    lost: int
-
-
-Verdict = Literal["ack", "retry", "pass", "dead", "back"]
-"""``ack``: done. ``retry``: due again in ``delay_ms``, its lane held meanwhile. ``pass``: the same, but later jobs of the
-lane may pass it. ``dead``: to the dead letters. ``back``: at once available again, at the head of its lane."""
-
-
-class Settlement(NamedTuple):
-    """The end of one delivery. ``notes`` replace the job's notes on retry, pass and dead."""
-
-    job: str
-    ticket: int
-    verdict: Verdict
-    delay_ms: int = 0
-    notes: bytes = b""
-
-
-class Beat(NamedTuple):
-    """What a heartbeat found: when the next delayed work is due (ms from now, ``None`` for never), and what it moved.
-
-    ``forgotten``: the store did not know the worker. It is the first beat, or the lease had run out, or the store has
-    lost its data, bindings included.
-    """
-
-    next_due_ms: int | None
-    recovered: int
-    handed_back: int
-    forgotten: bool
-
-
-class Count(NamedTuple):
-    """The unfinished work of one handler on one queue.
-
-    ``ready`` are entries that can be taken now (a lane with work counts once), ``delayed`` jobs that are not due yet,
-    ``held`` lanes that wait for the retry of their head, ``suspects`` jobs that wait to be taken alone, ``in_flight`` jobs
-    by worker. ``unfinished`` counts every job; what is in none of the others waits in a lane behind another. ``oldest`` is
-    the body of the oldest ready job.
-    """
-
-    queue: str
-    handler: str
-    unfinished: int
-    ready: int
-    delayed: int
-    held: int
-    suspects: int
-    in_flight: Mapping[str, int]
-    oldest: bytes
-
-
-class Census(NamedTuple):
-    """A look at all the work of a namespace: what is paused, and the counts by queue and handler, in order of name.
-
-    ``serving`` says of each worker with a lease for what it takes work: ``queue|handler``, as its last beat told.
-    """
-
-    paused: frozenset[str]
-    serving: Mapping[str, frozenset[str]]
-    counts: list[Count]
-
-
-class Retrying(NamedTuple):
-    """A job that will be tried again in ``due_in_ms``, and the lane that it holds meanwhile, with ``behind`` jobs in it."""
-
-    job: str
-    route: Route
-    key: str
-    due_in_ms: int
-    behind: int
-    body: bytes
-    notes: bytes
-
-
-class Dead(NamedTuple):
-    """A dead letter. ``reason`` is the store's own word (``dead``: settled so; ``poison``: lost too many leases)."""
-
-    job: str
-    at_ms: int
-    reason: str
-    route: Route
-    key: str
-    body: bytes
-    notes: bytes
-    lost: int
-
-
-# -- the protocols -----------------------------------------------------------------------------------------------------
 
 
 class LoopStore(Protocol):
@@ -470,37 +264,3 @@ class Store(Protocol):
         All steps of a job are forgotten together: ``keep_ms`` after the last was recorded, or an hour after the job was
         done or dropped.
         """
-
-
-class Exchange(NamedTuple):
-    """The answers of :meth:`Store.exchange`, in the order of the questions.
-
-    ``apart`` names the queue with a suspect for which the worker is set apart, or nothing: then it is of no use to ask
-    again before it holds nothing, and that queue should ask first.
-    """
-
-    settled: list[bool]
-    taken: list[Taken]
-    apart: str = ""
-
-
-# -- the live frame ----------------------------------------------------------------------------------------------------
-
-_EPHEMERAL = "~"
-
-
-def encode_frame(frame: Frame) -> bytes:
-    """A frame as it travels: ``epoch.seq token prev topics``, a newline, the body. Ephemeral ones have ``~`` for prev."""
-    entry = frame.entry
-    prev = _EPHEMERAL if frame.ephemeral else entry.prev
-    return f"{frame.epoch}.{entry.seq} {entry.token} {prev} {entry.topics}\n".encode() + entry.body
-
-
-def decode_frame(data: bytes) -> Frame:
-    """The inverse of :func:`encode_frame`; raises ``ValueError`` for anything else."""
-    head, _, body = data.partition(b"\n")
-    place, token, prev, topics = head.decode("ascii").split(" ", 3)
-    epoch, _, seq = place.partition(".")
-    if prev == _EPHEMERAL:
-        return Frame(epoch, Entry(int(seq), token, ROOT_TOKEN, topics, body), ephemeral=True)
-    return Frame(epoch, Entry(int(seq), token, prev, topics, body))

@@ -1,0 +1,164 @@
+"""The words of a store's queue side: jobs and where they go, taking and settling, and what people ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+__all__ = [
+    "PRIORITIES",
+    "Beat",
+    "Census",
+    "Count",
+    "Dead",
+    "Exchange",
+    "Job",
+    "Retrying",
+    "Route",
+    "Settlement",
+    "Take",
+    "Taken",
+    "Verdict",
+]
+
+PRIORITIES = 3
+"""Priorities are 0 (high), 1 (normal) and 2 (low); a take empties 0 before it looks at 1."""
+
+
+class Route(NamedTuple):
+    """Where jobs go. Names hold no ``|``, control characters or spaces; priority is 0, 1 or 2."""
+
+    queue: str
+    handler: str
+    priority: int
+
+
+class Job(NamedTuple):
+    """Work without an event (a plain Dramatiq message). ``id`` makes :meth:`Store.enqueue` safe to repeat."""
+
+    id: str
+    route: Route
+    key: str
+    body: bytes
+    due: str = ""
+
+
+class Take(NamedTuple):
+    """A wish for at most ``limit`` jobs of these handlers on this queue, under this ticket (higher at each take)."""
+
+    ticket: int
+    queue: str
+    handlers: tuple[str, ...]
+    limit: int
+
+
+class Taken(NamedTuple):
+    """A job in the hands of the worker that took it.
+
+    ``notes`` are the bytes that the last settle left with the job (``b""`` at first), ``lost`` counts the leases that
+    ran out under it.
+    """
+
+    job: str
+    ticket: int
+    route: Route
+    key: str
+    body: bytes
+    notes: bytes
+    lost: int
+
+
+Verdict = Literal["ack", "retry", "pass", "dead", "back"]
+"""``ack``: done. ``retry``: due again in ``delay_ms``, its lane held meanwhile. ``pass``: the same, but later jobs of the
+lane may pass it. ``dead``: to the dead letters. ``back``: at once available again, at the head of its lane."""
+
+
+class Settlement(NamedTuple):
+    """The end of one delivery. ``notes`` replace the job's notes on retry, pass and dead."""
+
+    job: str
+    ticket: int
+    verdict: Verdict
+    delay_ms: int = 0
+    notes: bytes = b""
+
+
+class Beat(NamedTuple):
+    """What a heartbeat found: when the next delayed work is due (ms from now, ``None`` for never), and what it moved.
+
+    ``forgotten``: the store did not know the worker. It is the first beat, or the lease had run out, or the store has
+    lost its data, bindings included.
+    """
+
+    next_due_ms: int | None
+    recovered: int
+    handed_back: int
+    forgotten: bool
+
+
+class Count(NamedTuple):
+    """The unfinished work of one handler on one queue.
+
+    ``ready`` are entries that can be taken now (a lane with work counts once), ``delayed`` jobs that are not due yet,
+    ``held`` lanes that wait for the retry of their head, ``suspects`` jobs that wait to be taken alone, ``in_flight`` jobs
+    by worker. ``unfinished`` counts every job; what is in none of the others waits in a lane behind another. ``oldest`` is
+    the body of the oldest ready job.
+    """
+
+    queue: str
+    handler: str
+    unfinished: int
+    ready: int
+    delayed: int
+    held: int
+    suspects: int
+    in_flight: Mapping[str, int]
+    oldest: bytes
+
+
+class Census(NamedTuple):
+    """A look at all the work of a namespace: what is paused, and the counts by queue and handler, in order of name.
+
+    ``serving`` says of each worker with a lease for what it takes work: ``queue|handler``, as its last beat told.
+    """
+
+    paused: frozenset[str]
+    serving: Mapping[str, frozenset[str]]
+    counts: list[Count]
+
+
+class Retrying(NamedTuple):
+    """A job that will be tried again in ``due_in_ms``, and the lane that it holds meanwhile, with ``behind`` jobs in it."""
+
+    job: str
+    route: Route
+    key: str
+    due_in_ms: int
+    behind: int
+    body: bytes
+    notes: bytes
+
+
+class Dead(NamedTuple):
+    """A dead letter. ``reason`` is the store's own word (``dead``: settled so; ``poison``: lost too many leases)."""
+
+    job: str
+    at_ms: int
+    reason: str
+    route: Route
+    key: str
+    body: bytes
+    notes: bytes
+    lost: int
+
+
+class Exchange(NamedTuple):
+    """The answers of :meth:`Store.exchange`, in the order of the questions.
+
+    ``apart`` names the queue with a suspect for which the worker is set apart, or nothing: then it is of no use to ask
+    again before it holds nothing, and that queue should ask first.
+    """
+
+    settled: list[bool]
+    taken: list[Taken]
+    apart: str = ""
