@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from tests.benchmarks import harness
 from tests.benchmarks.draining import DRAIN
+from tests.benchmarks.fairness import FAIRNESS
 from tests.benchmarks.idling import COMMANDS, LATENCY
 from tests.benchmarks.publishing import BATCHED, SINGLE
 from tests.benchmarks.waiting_room import BYTES
@@ -28,6 +29,7 @@ FAMILIES = {
     "latency": LATENCY,
     "commands": COMMANDS,
     "bytes": BYTES,
+    "fairness": FAIRNESS,
 }
 
 
