@@ -148,13 +148,13 @@ def _decode(text: str) -> Envelope:
 
 
 def _read(envelope: Envelope) -> Event | dict[str, Any]:
-    known = events.versions(envelope.type)
-    if known and envelope.version is not None and envelope.version > known[-1]:
-        raise NotForUs(f"{envelope.type} version {envelope.version}; this process knows up to {known[-1]}")
-    if known and envelope.version not in known:
+    known, version = events.versions(envelope.type), envelope.version
+    if known and version is not None and version > known[-1]:
+        raise NotForUs(f"{envelope.type} version {version}; this process knows up to {known[-1]}")
+    if known and version not in known:
         # An older version, or a publisher that knew the type by name alone (the command line, another language): a
         # handler still gets a model, the next newer one, if that can read it.
-        readable = next(version for version in known if version > (envelope.version or known[-1] - 1))
+        readable = next(newer for newer in known if newer > (version or known[-1] - 1))
         envelope = envelope.model_copy(update={"dataschema": dataschema(envelope.type, readable)})
     try:
         return codec.read(envelope)

@@ -2,7 +2,7 @@
 -- End deliveries. Draining must go on when the server is full, hence allow-oom.
 --
 -- KEYS  1 prefix
--- ARGV  1 worker, then for each settlement: job, ticket, verdict, delay ms, notes
+-- ARGV  1 worker, then each settlement: job|ticket|verdict|delay ms|notes
 -- Answer for each settlement: 1, or 0 where the worker does not hold that job under that ticket
 
 local held = P .. 'held:' .. ARGV[1]
@@ -34,13 +34,13 @@ local function settle(job, verdict, delay_ms, notes, prio, queue, handler, key)
   end
 end
 
-for at = 2, #ARGV, 5 do
-  local job, ticket = ARGV[at], tonumber(ARGV[at + 1])
+for at = 2, #ARGV do
+  local job, ticket, verdict, delay_ms, notes = string.match(ARGV[at], '^(%d+)|(%d+)|(%a+)|(%d+)|(.*)$')
   local record = call('HGET', held, job)
   local current, prio, queue, handler, key
   if record then current, prio, queue, handler, key = unpack_held(record) end
-  if current == ticket then
-    settle(job, ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], prio, queue, handler, key)
+  if current == tonumber(ticket) then
+    settle(job, verdict, tonumber(delay_ms), notes, prio, queue, handler, key)
     answer[#answer + 1] = 1
   else
     answer[#answer + 1] = 0

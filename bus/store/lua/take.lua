@@ -6,7 +6,7 @@
 --
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 ticket, 3 limit, 4 lease ms (for a worker that has none yet), 5 queue, then the handlers
--- Answer {the queue for which the worker is set apart or "", then for each job: job, priority, handler, key, body, notes, lost}
+-- Answer {the queue for which the worker is set apart or "", then for each job: job|priority|lost|handler|key, body, notes}
 
 local worker, ticket, room, queue = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
 local held = P .. 'held:' .. worker
@@ -96,9 +96,9 @@ in_chunks(records, function(...) call('HSET', held, ...) end)
 local answer = { apart and queue or '' }
 for i, job in ipairs(jobs) do
   local n = #answer
-  answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = job, from[i][1], from[i][2], from[i][3]
-  answer[n + 5] = call('HGET', P .. 'jobs', job) or ''
-  answer[n + 6] = call('HGET', P .. 'notes', job) or ''
-  answer[n + 7] = tonumber(call('HGET', P .. 'lost', job) or 0)
+  local lost = call('HGET', P .. 'lost', job) or '0'
+  answer[n + 1] = job .. '|' .. from[i][1] .. '|' .. lost .. '|' .. from[i][2] .. '|' .. from[i][3]
+  answer[n + 2] = call('HGET', P .. 'jobs', job) or ''
+  answer[n + 3] = call('HGET', P .. 'notes', job) or ''
 end
 return answer

@@ -165,9 +165,9 @@ def enqueue(job: Job, window_ms: int) -> Call[bool]:
 
 def settle(worker: str, settlements: Iterable[Settlement]) -> Call[list[bool]]:
     """The settling half of :meth:`bus.store.base.Store.exchange`."""
+    # One argument each: writing arguments and reading answers is what Python does most while it drains a queue.
     arguments: list[Argument] = [worker]
-    for settlement in settlements:
-        arguments += settlement
+    arguments += [b"%s|%d|%s|%d|%s" % (s[0].encode(), s[1], s[2].encode(), s[3], s[4]) for s in settlements]
     return Call(script("settle"), arguments, _each)
 
 
@@ -175,20 +175,14 @@ def take(worker: str, lease_ms: int, wish: Take) -> Call[tuple[str, list[Taken]]
     """The taking half of :meth:`bus.store.base.Store.exchange`: for which queue the worker is apart, and what it got."""
 
     def taken(answer: Sequence[Any]) -> tuple[str, list[Taken]]:
-        return answer[0].decode(), [
-            Taken(
-                answer[at].decode(),
-                wish.ticket,
-                Route(wish.queue, answer[at + 2].decode(), int(answer[at + 1])),
-                answer[at + 3].decode(),
-                answer[at + 4],
-                answer[at + 5],
-                int(answer[at + 6]),
-            )
-            for at in range(1, len(answer), 7)
-        ]
+        return answer[0].decode(), [_taken(wish, *answer[at : at + 3]) for at in range(1, len(answer), 3)]
 
     return Call(script("take"), (worker, wish.ticket, wish.limit, lease_ms, wish.queue, *wish.handlers), taken)
+
+
+def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
+    job, priority, lost, handler, key = head.decode().split("|", 4)
+    return Taken(job, wish.ticket, Route(wish.queue, handler, int(priority)), key, body, notes, int(lost))
 
 
 def beat(
