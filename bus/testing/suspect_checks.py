@@ -61,6 +61,27 @@ def check_a_busy_worker_is_set_apart_for_a_suspect(store: Store) -> None:
     assert (bodies(done.taken), done.apart) == ([b"suspect"], "q"), f"now that it holds nothing it got {done}"
 
 
+def check_nobody_stays_apart_for_a_suspect_that_another_took(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    enqueue(store, b"long", handler="h2")
+    suspect(store)
+    worker.take(1, handlers=("h2",))
+    assert store.exchange(worker.name, (), [worker.wish()]).apart == "q", (
+        "a worker that holds something was not set apart"
+    )
+    store.pause("q")
+    assert worker.take(handlers=("h2",), queue="q2") == [], "nothing is there"
+    store.resume("q")
+    (one,) = other.take()
+    enqueue(store, b"1")
+
+    assert one.body == b"suspect", "an idle worker does not get what another is set apart for"
+    answer = store.exchange(worker.name, (), [worker.wish()])
+    assert (bodies(answer.taken), answer.apart) == ([b"1"], ""), f"it waits for a suspect that is gone: {answer}"
+    enqueue(store, b"2")
+    assert other.take() == [], "who works on a suspect was handed more"
+
+
 def check_nobody_stays_apart_who_holds_nothing(store: Store) -> None:
     settling, leaving, dying, struck, other = (Worker(store, f"w{n}") for n in range(5))
     for worker in (settling, leaving, dying, struck):

@@ -134,7 +134,8 @@ class Model:
         self.books: defaultdict[str, dict[Piece, int]] = defaultdict(dict)
         """What each worker holds as the store must see it, with the ticket, in the order of the takes."""
         self.leases: dict[str, int] = {}
-        self.apart: dict[str, str] = {}
+        self.apart: dict[str, tuple[str, Piece | None]] = {}
+        """For which queue a worker is set apart, and the suspect that it works on, once it does."""
         self.paused: set[str] = set()
         self.bells: set[str] = set()
         """The names that must have been rung and were not heard yet."""
@@ -201,16 +202,22 @@ class Model:
             assert not taken, f"nothing was asked for, and {taken} came"
             return ""
         if worker in self.apart:
-            assert not taken, f"{worker} is set apart, and was handed {taken}"
-            return self.apart[worker]
+            queue, suspect = self.apart[worker]
+            if suspect is not None or any(
+                one.queue == queue and one.suspect for one in (turn.piece for turn in self.running())
+            ):
+                assert not taken, f"{worker} is set apart, and was handed {taken}"
+                return queue
+            del self.apart[worker]  # another one took it, or it cannot be taken now
         if suspects and not self.books[worker]:
             assert len(taken) == 1, f"one suspect alone should have come: {taken}"
-            self.apart[worker] = take.queue
             self._fly(worker, taken[0], suspects)
-            self.bells.add(f"{take.queue}|{taken[0].route.handler}")  # for the next suspect, and the next idle worker
+            self.apart[worker] = (take.queue, self.pieces[name_of(taken[0])])
+            # The next suspects are for the next idle workers.
+            self.bells |= {f"{take.queue}|{turn.piece.handler}" for turn in suspects if turn.piece in self.ready}
         elif suspects and not self.apart:
             assert not taken, f"{worker} is to be set apart, and was handed {taken}"
-            self.apart[worker] = take.queue
+            self.apart[worker] = (take.queue, None)
         else:
             assert len(taken) == min(take.limit, len(free)), f"of {len(free)} ready, {take.limit} asked: {taken}"
             for one in taken:
@@ -221,7 +228,12 @@ class Model:
         if len(taken) == take.limit or worker in self.apart:
             # A suspect that is left lying is not told on: whoever is set apart for it comes, or the next sweep tells.
             self.bells |= {f"{take.queue}|{turn.piece.handler}" for turn in free if turn.piece in self.ready}
-        return self.apart.get(worker, "")
+        return self.apart[worker][0] if worker in self.apart else ""
+
+    def running(self) -> list[Turn]:
+        """What is ready and not paused."""
+        turns = self.ready.values()
+        return [one for one in turns if not self.paused & {one.piece.queue, f"{one.piece.queue}|{one.piece.handler}"}]
 
     def _fly(self, worker: str, one: Taken, choice: Iterable[Turn]) -> None:
         piece = self.pieces[name_of(one)]
@@ -344,7 +356,7 @@ class Model:
 
     def rejoin(self) -> None:
         """Whoever was set apart and holds nothing any more is so no longer."""
-        self.apart = {worker: queue for worker, queue in self.apart.items() if self.books.get(worker)}
+        self.apart = {worker: apart for worker, apart in self.apart.items() if self.books.get(worker)}
 
     # dead letters, clearing, looking
 

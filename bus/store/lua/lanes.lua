@@ -14,7 +14,8 @@
 --   lane:queue|handler|key       list    jobs of one lane, the head first; the head stays while it is worked on
 --   ready:queue|handler|prio     list    what can be taken: "L"..key for a lane, "J"..job for a job without one
 --   suspects                     list    job|prio|queue|handler|key: what is taken alone, for its workers keep dying
---   apart                        hash    worker -> queue: it is handed nothing until it holds nothing; only while it holds something
+--   apart                        hash    worker -> queue|suspect: it is handed nothing until it holds nothing, the suspect that
+--                                it works on alone included (empty while it finishes others); only while it holds something
 --   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its

@@ -35,7 +35,7 @@ local function settle(job, verdict, delay_ms, notes, prio, queue, handler, key)
 end
 
 for at = 2, #ARGV do
-  local job, ticket, verdict, delay_ms, notes = string.match(ARGV[at], '^(%d+)|(%d+)|(%a+)|(%d+)|(.*)$')
+  local job, ticket, verdict, delay_ms, notes = string.match(ARGV[at], '^([^|]*)|([^|]*)|(%a+)|(%-?%d+)|(.*)$')
   local record = call('HGET', held, job)
   local current, prio, queue, handler, key
   if record then current, prio, queue, handler, key = unpack_held(record) end

@@ -12,9 +12,6 @@ local worker, ticket, room, queue = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
 local held = P .. 'held:' .. worker
 local jobs, from, records = {}, {}, {}
 
-local apart_for = call('HGET', P .. 'apart', worker)
-if apart_for then return { apart_for } end
-
 local handlers, wanted, paused = {}, {}, {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 for i = 6, #ARGV do
@@ -22,6 +19,18 @@ for i = 6, #ARGV do
     handlers[#handlers + 1] = ARGV[i]
     wanted[ARGV[i]] = true
   end
+end
+
+local apart_for = call('HGET', P .. 'apart', worker)
+if apart_for then
+  local of, alone_with = string.match(apart_for, '^([^|]*)|(.*)$')
+  local needed = alone_with ~= ''
+  for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
+    local _, _, its_queue, handler = unpack_suspect(member)
+    needed = needed or its_queue == of and not paused[of] and not paused[of .. '|' .. handler]
+  end
+  if needed then return { of } end
+  call('HDEL', P .. 'apart', worker) -- another one took it
 end
 
 local function hand_out(job, prio, handler, key)
@@ -43,21 +52,26 @@ end
 
 -- Whether the worker is apart from now on, with the first suspect of these handlers in hand if it held nothing else.
 local function stand_apart()
+  local found = false
   for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
     local job, prio, of, handler, key = unpack_suspect(member)
     if of == queue and wanted[handler] then
-      if call('EXISTS', held) == 0 then
+      if found then
+        ring(queue .. '|' .. handler) -- the next suspect is for the next idle worker
+      elseif call('EXISTS', held) == 0 then
         call('LREM', P .. 'suspects', 1, member)
         hand_out(job, prio, handler, key)
-        ring(queue .. '|' .. handler) -- for the next suspect, and the next idle worker
-      elseif call('EXISTS', P .. 'apart') == 1 then
+        call('HSET', P .. 'apart', worker, queue .. '|' .. job)
+        found = true
+      elseif call('EXISTS', P .. 'apart') == 0 then
+        call('HSET', P .. 'apart', worker, queue .. '|')
+        return true
+      else
         return false
       end
-      call('HSET', P .. 'apart', worker, queue)
-      return true
     end
   end
-  return false
+  return found
 end
 
 local apart = #handlers > 0 and stand_apart()

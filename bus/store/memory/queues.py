@@ -42,6 +42,13 @@ class _Suspect(NamedTuple):
     address: _Address
 
 
+class _Apart(NamedTuple):
+    """A worker is handed nothing until it holds nothing, the suspect that it works on alone included (if it does yet)."""
+
+    queue: str
+    suspect: str = ""
+
+
 class _Held(NamedTuple):
     ticket: int
     address: _Address
@@ -68,8 +75,7 @@ class Queues:
         # (due, job, address, whether the job holds its lane): the older job is first among what is due at once
         self._due: list[tuple[int, int, _Address, bool]] = []
         self._suspects: deque[_Suspect] = deque()
-        # worker -> queue: it is handed nothing until it holds nothing; only while it holds something
-        self._apart: dict[str, str] = {}
+        self._apart: dict[str, _Apart] = {}  # only while the worker holds something
         self._leases: dict[str, int] = {}
         self.serving: dict[str, frozenset[str]] = {}
         self._held: defaultdict[str, OrderedDict[str, _Held]] = defaultdict(OrderedDict)
@@ -131,7 +137,7 @@ class Queues:
 
     def take(self, worker: str, wish: Take, lease_ends_ms: int) -> list[Taken]:
         """Priority by priority, and within one, a turn for each handler that is not paused; or a suspect, alone."""
-        if worker in self._apart:
+        if self._is_apart(worker):
             return []
         running = [one for one in wish.handlers if not self._paused & {wish.queue, f"{wish.queue}|{one}"}]
         wish = wish._replace(handlers=tuple(running))
@@ -170,25 +176,41 @@ class Queues:
 
     def _stand_apart(self, worker: str, wish: Take) -> list[Taken]:
         """Where a suspect waits: to a worker that holds nothing, or set one apart (see :meth:`bus.store.base.Store.exchange`)."""
-        for suspect in self._suspects:
-            route = suspect.address.route
-            if route.queue == wish.queue and route.handler in wish.handlers:
-                break
-        else:
+        waiting = [
+            suspect
+            for suspect in self._suspects
+            if suspect.address.route.queue == wish.queue and suspect.address.route.handler in wish.handlers
+        ]
+        if not waiting:
             return []
-        taken: list[Taken] = []
-        if not self._held.get(worker):
-            self._suspects.remove(suspect)
-            taken.append(self._hand_out(worker, wish.ticket, *suspect))
-            self._ring(f"{route.queue}|{route.handler}")  # for the next suspect, and the next idle worker
-        elif self._apart:
+        if self._held.get(worker):
+            if not self._apart:
+                self._apart[worker] = _Apart(wish.queue)
             return []
-        self._apart[worker] = wish.queue
-        return taken
+        first, *others = waiting
+        self._suspects.remove(first)
+        self._apart[worker] = _Apart(wish.queue, first.job)
+        for other in others:
+            self._ring(f"{wish.queue}|{other.address.route.handler}")  # the next suspect is for the next idle worker
+        return [self._hand_out(worker, wish.ticket, *first)]
+
+    def _is_apart(self, worker: str) -> bool:
+        """Whether it still is: one that was set apart for a suspect that another one took is not."""
+        apart = self._apart.get(worker)
+        if apart is None:
+            return False
+        routes = [suspect.address.route for suspect in self._suspects]
+        needed = any(
+            route.queue == apart.queue and not self._paused & {route.queue, f"{route.queue}|{route.handler}"}
+            for route in routes
+        )
+        if not apart.suspect and not needed:
+            del self._apart[worker]
+        return worker in self._apart
 
     def apart_for(self, worker: str) -> str:
         """The queue with a suspect for which a worker is set apart, or nothing."""
-        return self._apart.get(worker, "")
+        return self._apart[worker].queue if worker in self._apart else ""
 
     def _rejoin(self, worker: str) -> None:
         """Whoever was set apart and holds nothing any more is so no longer."""
