@@ -52,6 +52,7 @@ from bus.store.jobs import (
     Take,
     Taken,
     Verdict,
+    Woken,
 )
 from bus.store.records import (
     CONFIRMED,
@@ -96,6 +97,7 @@ __all__ = [
     "Take",
     "Taken",
     "Verdict",
+    "Woken",
     "decode_frame",
     "encode_frame",
 ]
@@ -184,12 +186,20 @@ class Store(Protocol):
         """
 
     def beat(
-        self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str] = ()
+        self,
+        worker: str,
+        lease_ms: int,
+        ticket: int,
+        held: Sequence[str],
+        max_lost: int,
+        *,
+        serves: Sequence[str] = (),
+        unanswered: Sequence[int] = (),
     ) -> Beat:
         """Renew the worker's lease, hand back what it does not hold, and do the sweep that any worker may do.
 
-        ``held`` names the jobs in the worker's hands; of the takes up to ticket ``received`` everything else is handed
-        back. The sweep recovers the jobs of expired leases (to the head of their lanes, or as ``poison`` to the dead
+        ``held`` names the jobs in the worker's hands. Of the takes up to its last ``ticket``, but for those whose answers
+        are still on their way (``unanswered``), everything else is handed back. The sweep recovers the jobs of expired leases (to the head of their lanes, or as ``poison`` to the dead
         letters once ``max_lost`` leases ran out under one), moves due work to its lanes and drops dead letters past
         their retention, and rings again wherever work is ready and nobody was told. ``serves`` names what the worker takes
         work for (``queue|handler``), for the census.
@@ -201,10 +211,10 @@ class Store(Protocol):
         Returns how many. Safe twice.
         """
 
-    def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
-        """Block until one of the named wake-ups rings (its name is returned) or the time is over (``None``).
+    def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
+        """Block until one of the named wake-ups rings or the time is over; then take, in the same round trip.
 
-        ``queue|handler`` rings for one waiter when work is ready there, ``$due`` when delayed work was added,
+        The takes are for a worker that has a lease; one that has none (any more) is handed nothing. ``queue|handler`` rings for one waiter when work is ready there, ``$due`` when delayed work was added,
         ``@worker`` when that worker is :meth:`poked <poke>`. A ring that finds nobody waiting is kept, once.
         """
 

@@ -19,6 +19,7 @@ __all__ = [
     "Take",
     "Taken",
     "Verdict",
+    "Woken",
 ]
 
 PRIORITIES = 3
@@ -160,5 +161,13 @@ class Exchange(NamedTuple):
     """
 
     settled: list[bool]
+    taken: list[Taken]
+    apart: str = ""
+
+
+class Woken(NamedTuple):
+    """The end of a :meth:`Store.wait`: the name that rang, or ``None`` for the time, and what was taken thereupon."""
+
+    rang: str | None
     taken: list[Taken]
     apart: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from bus.store.base import Store
 from bus.testing.store_checks import CALM_LEASE_MS, Worker, bodies, collected, enqueue, until
@@ -49,6 +50,53 @@ def check_a_beat_leaves_alone_what_is_newer_than_the_worker_knows(store: Store) 
     assert beat.handed_back == 1, f"one was received and is not held: {beat}"
     assert bodies(other.take()) == [b"1", b"3"], "another worker got something else"
     assert worker.settle(on_its_way[0]) is True, "a take whose answer is still on its way was handed back"
+
+
+def check_a_beat_leaves_alone_what_is_being_answered(store: Store) -> None:
+    """A take that rests on a wake-up is on its way for long, and later ones are answered before it."""
+    worker, other = Worker(store), Worker(store, "w2")
+    enqueue(store, b"1", b"2")
+    (resting,) = worker.take(1)
+    (lost,) = worker.take(1)
+
+    beat = store.beat(worker.name, CALM_LEASE_MS, worker.tickets, (), 5, unanswered=[resting.ticket])
+
+    assert beat.handed_back == 1, f"one of two is on its way: {beat}"
+    assert bodies(other.take()) == [lost.body], "another worker got something else"
+    assert worker.settle(resting) is True, "a take whose answer is still on its way was handed back"
+
+
+def check_whoever_waits_is_handed_work_as_it_is_woken(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    worker.beat()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(store.wait, ["q|other", "q|h"], 5, worker.name, [worker.wish(2)])
+        enqueue(store, b"1", key="a")
+        woken = waiting.result(10)
+    enqueue(store, b"2", b"3", b"4")
+    more = store.wait(["q|h"], 1, worker.name, [worker.wish(2), worker.wish(queue="empty")])
+
+    assert (woken.rang, bodies(woken.taken), woken.apart) == ("q|h", [b"1"], ""), f"it was woken with {woken}"
+    assert bodies(more.taken) == [b"2", b"3"], f"the limit does not count: {more}"
+    assert all(worker.settle(one) for one in (*woken.taken, *more.taken)), "what it was handed it cannot settle"
+    assert store.wait(["q|h"], 0).rang == "q|h", "who fills up does not pass the wake-up on"
+    enqueue(store, b"5", handler="h2")
+    late = store.wait(["q|never"], 0, worker.name, [worker.wish(handlers=("h2",))])
+    assert (late.rang, bodies(late.taken)) == (None, [b"5"]), f"when its time was over it got {late}"
+    assert bodies(other.take()) == [b"4"], "something is lost"
+
+
+def check_whoever_waits_without_a_lease_is_handed_nothing(store: Store) -> None:
+    """A machine that is gone may have left a wait with the server; what that took would be gone for a lease's time."""
+    worker, left, other = Worker(store), Worker(store, "w2"), Worker(store, "w3")
+    left.beat()
+    store.leave(left.name)
+    enqueue(store, b"1")
+
+    for gone in (worker, left):
+        woken = store.wait(["q|h"], 0, gone.name, [gone.wish()])
+        assert (woken.taken, woken.apart) == ([], ""), f"{gone.name} has no lease, and got {woken}"
+    assert bodies(other.take()) == [b"1"], "something is lost"
 
 
 def check_what_is_handed_back_stands_as_it_stood(store: Store) -> None:

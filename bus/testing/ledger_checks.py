@@ -16,11 +16,11 @@ def serving(store: Store) -> dict[str, list[str]]:
 
 def check_a_beat_tells_what_a_worker_serves(store: Store) -> None:
     one, two = Worker(store), Worker(store, "w2")
-    store.beat(one.name, 60_000, 0, (), 5, ["q|h", "q|h2"])
-    store.beat(two.name, 60_000, 0, (), 5, [])
+    store.beat(one.name, 60_000, 0, (), 5, serves=["q|h", "q|h2"])
+    store.beat(two.name, 60_000, 0, (), 5, serves=[])
 
     assert serving(store) == {"w1": ["q|h", "q|h2"], "w2": []}, f"it is told as {serving(store)}"
-    store.beat(one.name, 60_000, 0, (), 5, ["q|h3"])
+    store.beat(one.name, 60_000, 0, (), 5, serves=["q|h3"])
     assert serving(store)["w1"] == ["q|h3"], "the last beat does not count"
     store.leave(two.name)
     assert serving(store) == {"w1": ["q|h3"]}, "who has left serves still"

@@ -91,15 +91,15 @@ def check_nothing_delayed_is_never_due(store: Store) -> None:
 
 
 def check_a_wait_ends_without_a_ring(store: Store) -> None:
-    assert store.wait(["q|h", "$due", "@w1"], 0.02) is None, "nothing rang"
-    assert store.wait(["q|h"], 0) is None, "nothing rang, and no time is allowed"
+    assert store.wait(["q|h", "$due", "@w1"], 0.02).rang is None, "nothing rang"
+    assert store.wait(["q|h"], 0).rang is None, "nothing rang, and no time is allowed"
 
 
 def check_work_rings_for_its_handler(store: Store) -> None:
     enqueue(store, b"a")
 
-    assert store.wait(["q|other"], 0) is None, "work rang for another handler"
-    assert store.wait(["$due", "q|other", "q|h"], 1) == "q|h", "work did not ring"
+    assert store.wait(["q|other"], 0).rang is None, "work rang for another handler"
+    assert store.wait(["$due", "q|other", "q|h"], 1).rang == "q|h", "work did not ring"
 
 
 def check_a_ring_reaches_one_who_waits(store: Store) -> None:
@@ -107,7 +107,7 @@ def check_a_ring_reaches_one_who_waits(store: Store) -> None:
         waiter = pool.submit(store.wait, ["@w1", "q|h"], 5)
         append(store, batch(post(jobs=[(0, "")]), routes=[Route("q", "h", 1)]))
 
-        assert waiter.result(10) == "q|h", "the waiter was not woken"
+        assert waiter.result(10).rang == "q|h", "the waiter was not woken"
 
 
 def check_a_ring_reaches_only_one(store: Store) -> None:
@@ -115,7 +115,7 @@ def check_a_ring_reaches_only_one(store: Store) -> None:
         waiters = [pool.submit(store.wait, ["q|h"], 0.3) for _ in range(2)]
         enqueue(store, b"a")
 
-        heard = sorted(str(waiter.result(10)) for waiter in waiters)
+        heard = sorted(str(waiter.result(10).rang) for waiter in waiters)
     assert heard == ["None", "q|h"], f"one job woke {heard}"
 
 
@@ -124,7 +124,7 @@ def check_a_ring_without_a_waiter_is_kept_once(store: Store) -> None:
     for _ in range(3):
         store.poke("@w1")
 
-    heard = [store.wait(["q|h", "@w1"], 0) for _ in range(3)]
+    heard = [store.wait(["q|h", "@w1"], 0).rang for _ in range(3)]
 
     assert heard == ["q|h", "@w1", None], f"after three jobs and three pokes: {heard}"
 
@@ -132,13 +132,13 @@ def check_a_ring_without_a_waiter_is_kept_once(store: Store) -> None:
 def check_delayed_work_rings_for_the_clock(store: Store) -> None:
     worker = Worker(store)
     enqueue(store, b"later", due=NEVER)
-    added = store.wait(["q|h", "$due"], 0)
+    added = store.wait(["q|h", "$due"], 0).rang
     enqueue(store, b"now")
     store.wait(["q|h"], 0)
     worker.settle(worker.take_one(), "retry", 3_600_000)
 
     assert added == "$due", f"delayed work was added, and {added} rang"
-    assert store.wait(["q|h", "$due"], 0) == "$due", "a retry later did not ring"
+    assert store.wait(["q|h", "$due"], 0).rang == "$due", "a retry later did not ring"
 
 
 def check_work_that_comes_free_rings(store: Store) -> None:
@@ -146,21 +146,21 @@ def check_work_that_comes_free_rings(store: Store) -> None:
     enqueue(store, b"a1", b"a2", key="a")
     for verdict in ("ack", "back"):
         one = worker.take_one()
-        while store.wait(["q|h"], 0):
+        while store.wait(["q|h"], 0).rang:
             pass
         worker.settle(one, verdict)
-        assert store.wait(["q|h"], 0) == "q|h", f"after {verdict} there is work, and nothing rang"
+        assert store.wait(["q|h"], 0).rang == "q|h", f"after {verdict} there is work, and nothing rang"
 
 
 def check_whoever_fills_up_passes_the_ring_on(store: Store) -> None:
     worker = Worker(store)
     enqueue(store, b"a", b"b")
-    assert store.wait(["q|h"], 0) == "q|h", "work did not ring"
+    assert store.wait(["q|h"], 0).rang == "q|h", "work did not ring"
 
     worker.take(1)
-    left_over = store.wait(["q|h"], 0)
+    left_over = store.wait(["q|h"], 0).rang
     worker.take(1)
-    nothing_left = store.wait(["q|h"], 0)
+    nothing_left = store.wait(["q|h"], 0).rang
 
     assert left_over == "q|h", "a take left work over and rang for nobody"
     assert nothing_left is None, "a take left nothing over, and rang"
@@ -172,7 +172,7 @@ def check_a_beat_rings_again_where_work_is_ready(store: Store) -> None:
 
     Worker(store, "w2").beat()
 
-    assert store.wait(["q|h"], 0) == "q|h", "the ring was lost with the worker that had heard it"
+    assert store.wait(["q|h"], 0).rang == "q|h", "the ring was lost with the worker that had heard it"
 
 
 # -- counting, flushing, dead letters ----------------------------------------------------------------------------------
@@ -341,11 +341,11 @@ def check_a_resumed_queue_rings(store: Store) -> None:
     store.wait(["q|h"], 0)
     store.pause("q")
     Worker(store).beat(held=[])
-    assert store.wait(["q|h"], 0) is None, "a paused queue rings"
+    assert store.wait(["q|h"], 0).rang is None, "a paused queue rings"
 
     store.resume("q")
 
-    assert store.wait(["q|h"], 0) == "q|h", "resuming rang for nobody"
+    assert store.wait(["q|h"], 0).rang == "q|h", "resuming rang for nobody"
 
 
 def check_a_census_counts_the_work_by_what_it_waits_for(store: Store) -> None:

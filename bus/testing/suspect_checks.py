@@ -116,7 +116,7 @@ def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
     took = bodies(one.take())
 
     assert took == [b"1"], f"an idle worker got {took}"
-    assert store.wait(["q|h"], 0) == "q|h", "the next suspect rings for nobody"
+    assert store.wait(["q|h"], 0).rang == "q|h", "the next suspect rings for nobody"
     assert bodies(two.take()) == [b"2"], "a second suspect waits for the first"
 
 
@@ -194,11 +194,11 @@ def check_suspects_are_counted_and_flushed(store: Store) -> None:
 
 def check_a_beat_rings_for_suspects(store: Store) -> None:
     suspect(store)
-    assert store.wait(["q|h"], 0) == "q|h", "a suspect did not ring"
+    assert store.wait(["q|h"], 0).rang == "q|h", "a suspect did not ring"
 
     Worker(store, "w2").beat()
 
-    assert store.wait(["q|h"], 0) == "q|h", "a ring that a dying worker took along was not rung again"
+    assert store.wait(["q|h"], 0).rang == "q|h", "a ring that a dying worker took along was not rung again"
 
 
 def check_a_replayed_suspect_begins_anew(store: Store) -> None:

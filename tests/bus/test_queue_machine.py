@@ -799,7 +799,7 @@ class Queueing(RuleBasedStateMachine):
         """Wherever work is ready and nobody was told since, a wait ends at once; the next must be rung anew."""
         for name in NAMES:
             if self.model.must_ring(name):
-                assert self.store.wait([name], 0) == name, f"work is ready at {name}, and nobody was rung"
+                assert self.store.wait([name], 0).rang == name, f"work is ready at {name}, and nobody was rung"
                 self.model.bells.discard(name)
 
     # what always holds

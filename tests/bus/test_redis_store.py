@@ -149,7 +149,7 @@ def test_every_script_survives_a_server_that_does_not_know_it(
         (lambda: worker.take(1), lambda answer: bodies(answer) == [b"1"]),
         (lambda: worker.settle(worker.take_one()), lambda answer: answer is True),
         (worker.beat, lambda answer: answer.handed_back == 1),
-        (lambda: store.poke("@w1"), lambda _: store.wait(["@w1"], 0) == "@w1"),
+        (lambda: store.poke("@w1"), lambda _: store.wait(["@w1"], 0).rang == "@w1"),
         (lambda: worker.take(1) and store.leave("w1"), lambda answer: answer == 1),
         (lambda: store.flush("q"), lambda answer: answer == 1),
     ]
@@ -423,7 +423,7 @@ def test_a_server_that_comes_back_is_used_again(start_server: Callable[..., Serv
         numbers = wait_until(lambda: retried(store), "an append on the server that came back")
 
         assert numbers == 2
-        assert store.wait(["nothing"], 0) is None
+        assert store.wait(["nothing"], 0).rang is None
 
 
 def retried(store: RedisStore) -> int:
@@ -595,7 +595,7 @@ def test_ids_are_the_only_keys_that_come_and_go(server: Server, store: RedisStor
     worker.drain()
     for name in ("w1", "w2"):
         store.leave(name)
-    while store.wait(["q|h", "$due"], 0):
+    while store.wait(["q|h", "$due"], 0).rang:
         pass
 
     with server.client() as client:
@@ -625,12 +625,12 @@ def test_a_long_wait_is_made_of_shorter_ones(store: RedisStore, monkeypatch: pyt
     monkeypatch.setattr(blocking, "LONGEST_WAIT_S", 0.02)
     start = time.perf_counter()
 
-    assert store.wait(["q|h"], 0.2) is None
+    assert store.wait(["q|h"], 0.2).rang is None
     assert time.perf_counter() - start >= 0.19
 
     ring = threading.Timer(0.1, store.poke, ["q|h"])
     ring.start()
-    assert store.wait(["q|h"], 10) == "q|h"
+    assert store.wait(["q|h"], 10).rang == "q|h"
     ring.join()
 
 

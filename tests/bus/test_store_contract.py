@@ -73,7 +73,7 @@ def test_a_wait_in_memory_ends_while_the_clock_stands_still() -> None:
     store = MemoryStore(Clock(), lease_ms=CALM_LEASE_MS)
 
     with freeze_time("2026-07-28"):
-        assert store.wait(["q|h"], 0.02) is None
+        assert store.wait(["q|h"], 0.02).rang is None
 
 
 async def test_a_loop_that_falls_behind_is_told_and_misses_nothing_silently(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,12 +259,12 @@ def test_a_busy_worker_finishes_before_it_takes_a_suspect(bus: Bus) -> None:
     def handler(event: Asked) -> None:
         log.append(event.n)
 
+    suspects(bus, app, 2)
+    bus.store.pause("default")
     with working(app, threads=4):
         bus.publish_sync(Asked(n=100), topics=["other"])
         wait_until(lambda: log == ["begun"], "the worker to be busy")
-        app.broker.lease.room.apart_for = "other"  # it takes nothing while the suspects are made
-        suspects(bus, app, 2)
-        app.broker.lease.room.apart_for = ""
+        bus.store.resume("default")
         wait_until(lambda: app.broker.lease.room.apart_for == "default", "the worker to be set apart")
         bus.publish_sync(Asked(n=101), topics=["other"])
         assert log == ["begun"]

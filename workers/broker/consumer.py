@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from dramatiq import Consumer, MessageProxy
 
 from bus import BusUnavailable
-from bus.store.base import Settlement
+from bus.store.base import Settlement, Taken
 from workers.broker.lease import GATHER, Lease, Wish
 from workers.broker.message import LaneMessage, open_job, undecodable
 
@@ -47,13 +47,14 @@ class LaneConsumer(Consumer):
         self._queue = queue
         self._timeout_s = timeout_ms / 1000
         self._buffer: deque[LaneMessage] = deque()
+        self._brought: deque[Taken] = deque()  # by the bell
         self._drained = False
         self._deaf = False  # the bell did not listen for us, for there was no room: look for ourselves once there is
         self._away = False
         self._turn = 0
         with lease.changed:
             self._room.enter(queue, prefetch, lambda: not self._drained)
-        lease.serve(queue, self._waits)
+        lease.serve(queue, self)
 
     # -- what Dramatiq calls -------------------------------------------------------------------------------------------
 
@@ -61,6 +62,8 @@ class LaneConsumer(Consumer):
         """The next message, or ``None`` after the timeout. A lost connection is waited out here, never raised."""
         if not self._buffer and self._await_reason(time.monotonic() + self._timeout_s):
             self._exchange()
+        while self._brought:
+            self._open(self._brought.popleft())
         return self._buffer.popleft() if self._buffer else None
 
     def ack(self, message: MessageProxy) -> None:
@@ -79,6 +82,10 @@ class LaneConsumer(Consumer):
 
     def close(self) -> None:
         """Hand back what was taken and not passed on, and settle all that waits."""
+        self._lease.unserve(self._queue, self)
+        for one in reversed(self._brought):
+            self._settle(Settlement(one.job, one.ticket, "back"))
+        self._brought.clear()
         self.requeue(self._buffer)
         self._buffer.clear()
         with self._lease.changed:
@@ -88,12 +95,16 @@ class LaneConsumer(Consumer):
         except BusUnavailable as error:
             log.warning("the last settlements of queue %r wait for the server: %s", self._queue, error)
 
-    # -- the inside ----------------------------------------------------------------------------------------------------
+    # -- what the bell calls -------------------------------------------------------------------------------------------
 
-    def _waits(self) -> bool:
-        """Whether a ring would tell it something: it has found its queue empty, and could take. Under ``changed``."""
+    def waits(self) -> int:
         self._deaf = self._drained and not self._room.soon
-        return self._drained and not self._deaf
+        return max(1, self._room.share(self._queue)) if self._drained and not self._deaf else 0
+
+    def bring(self, taken: Sequence[Taken]) -> None:
+        self._brought.extend(taken)
+
+    # -- the inside ----------------------------------------------------------------------------------------------------
 
     def _end(self, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage):
@@ -115,7 +126,7 @@ class LaneConsumer(Consumer):
             if lease.has_rung(self._queue):
                 self._drained = False
             gathering_until: float | None = None
-            while True:
+            while not self._brought:
                 wants = self._share()
                 if self._room.load(self._queue) == 0 and (wants or lease.unsettled):
                     return True
@@ -133,6 +144,7 @@ class LaneConsumer(Consumer):
                 if lease.has_rung(self._queue):
                     self._drained = False
                     gathering_until = time.monotonic()
+            return False
 
     def _exchange(self) -> None:
         """Settle and take in one round trip, and open what was taken."""
@@ -149,13 +161,16 @@ class LaneConsumer(Consumer):
             self._drained = len(answer.taken) < wish.limit and not answer.apart
             self._deaf = False
         for one in answer.taken:
-            try:
-                self._buffer.append(open_job(one))
-            except ValueError as error:
-                log.error("job %s cannot be read and goes to the dead letters: %s", one.job, error)
-                self._settle(undecodable(one, str(error)))
+            self._open(one)
         if self._drained and not self._lease.awaits(self._queue) and not self._lease.quiet:
             self._lease.refresh()
+
+    def _open(self, one: Taken) -> None:
+        try:
+            self._buffer.append(open_job(one))
+        except ValueError as error:
+            log.error("job %s cannot be read and goes to the dead letters: %s", one.job, error)
+            self._settle(undecodable(one, str(error)))
 
     def _wish(self) -> Wish | None:
         """What to ask for, each handler first in its turn."""

@@ -4,13 +4,13 @@ The lease belongs to the process, not to a consumer (Dramatiq closes and reopens
 
 * the *keeper* beats: it renews the lease, names the jobs still held, and moves due work on time. What the store has in
   our name but is not in our hands goes back at once: it was lost in a reply, or the thread that worked on it is gone;
-* the *bell* rests on the store's wake-ups and rings for the queues that have room. Nobody polls.
+* the *bell* rests on the store's wake-ups for the queues that have room, and brings what it found. Nobody polls.
 
 ::
 
     consumer threads ──take/settle──> store <──beat── keeper
-           ^                                  ──wait──> bell ──┐
-           └───────────────── rings ───────────────────────────┘
+           ^                                  ──wait, take──> bell ──┐
+           └────────────────── jobs, rings ──────────────────────────┘
 
 A take has a ticket. A job is held from the moment its take is answered until its settling is; a take that failed has
 an unknown outcome, and once its ticket is no longer open the next beat hands back whatever it had got.
@@ -24,13 +24,13 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from bus import BusError, ids
-from bus.store.base import Exchange, Settlement, Store, Take
+from bus.store.base import Exchange, Settlement, Store, Take, Taken, Woken
 from workers.broker.room import Room
 
-__all__ = ["GATHER", "Lease", "Wish"]
+__all__ = ["GATHER", "Lease", "Waiter", "Wish"]
 
 GATHER = 64
 """Settlements that go at once; fewer wait a moment for company."""
@@ -39,11 +39,23 @@ BEAT_S = 1.0
 REST_S = 10.0
 """How long the bell rests on the server at a time."""
 RETRY_S = 0.5
+MOST_TAKES = 4
+"""Queues for which the bell takes as it is woken; with more of them it only rings, for each take is tried at each ring."""
 END_S = 2.0
 MAX_LOST = 5
 """Leases that may run out under a job before it counts as poison."""
 
 log = logging.getLogger("callboard.workers")
+
+
+class Waiter(Protocol):
+    """A consumer, as the bell knows it. All under ``changed``."""
+
+    def waits(self) -> int:
+        """How many jobs it would be glad of, having found its queue empty; 0 where a ring would tell it nothing."""
+
+    def bring(self, taken: Sequence[Taken]) -> None:
+        """Jobs that the bell took for it."""
 
 
 class Wish(NamedTuple):
@@ -80,7 +92,7 @@ class Lease:
         self._handlers_of = handlers_of
         self.room = Room()
         """How much may be taken. Under ``changed``."""
-        self._waiting: dict[str, Callable[[], bool]] = {}
+        self._waiters: dict[str, Waiter] = {}
         self._rung: set[str] = set()
         self._settlements: list[Settlement] = []
         self._held: dict[str, _Holding] = {}
@@ -89,7 +101,8 @@ class Lease:
         self._uncertain: set[str] = set()
         self._tickets = 0
         self._open_tickets: set[int] = set()
-        self._threads: list[threading.Thread] = []
+        self._keeper: threading.Thread | None = None
+        self._bell: threading.Thread | None = None
         self._due = threading.Event()
         self._ending = threading.Event()
         self._awake_for: frozenset[str] = frozenset()
@@ -101,14 +114,14 @@ class Lease:
 
     def start(self) -> None:
         """Start the keeper and the bell."""
-        if self._threads:
+        if self._keeper is not None:
             return
         self._ending.clear()
         self.quiet = False
-        for name, run in (("keeper", self._keep), ("bell", self._listen)):
-            thread = threading.Thread(target=run, name=f"callboard {name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._keeper = threading.Thread(target=self._keep, name="callboard keeper", daemon=True)
+        self._bell = threading.Thread(target=self._listen, name="callboard bell", daemon=True)
+        self._keeper.start()
+        self._bell.start()
 
     def be_quiet(self) -> None:
         """Take no more; what was taken may still be settled. Safe twice."""
@@ -123,26 +136,28 @@ class Lease:
 
         A job whose handler still runs is not handed back, or two of its lane would run at once: its lease ends by itself.
         """
-        if not self._threads:
+        keeper, bell = self._keeper, self._bell
+        if keeper is None or bell is None:
             return
         self.quiet = True
         self._ending.set()
         self._due.set()
         try:
+            self._store().poke(f"@{self.worker}")
+            bell.join(END_S)  # first: what it takes while it is woken must be handed back, too
             self.exchange()
             if self._hand_back_all_but_running():
                 self._store().leave(self.worker)
-            self._store().poke(f"@{self.worker}")
         except BusError as error:
             log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
-        for thread in self._threads:
-            thread.join(END_S)
-        self._threads.clear()
+        bell.join(END_S)
+        keeper.join(END_S)
+        self._keeper = self._bell = None
         with self.changed:  # only now: a last beat that named nothing as held would hand back what still runs
             self._held.clear()
             self._open.clear()
             self._at_work.clear()
-            self._waiting.clear()
+            self._waiters.clear()
             self.room.clear()
             self.changed.notify_all()
 
@@ -235,19 +250,24 @@ class Lease:
         self._open_tickets.add(self._tickets)
         return self._tickets
 
+    def _receive(self, answer: Exchange | Woken) -> None:
+        """Note what was taken. Under ``changed``."""
+        for taken in answer.taken:
+            self._close_one(taken.job)  # ours before, and lost: it came back to us
+            self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, taken.route.queue)
+            self.room.fill(taken.route.queue)
+        if answer.apart != self.room.apart_for:
+            self.room.apart_for = answer.apart
+            self.changed.notify_all()
+
     def _note(self, settlements: Sequence[Settlement], answer: Exchange, *, asked: bool) -> None:
         with self.changed:
             for settlement in settlements:
                 holding = self._held.get(settlement.job)
                 if holding is not None and holding.ticket == settlement.ticket:
                     del self._held[settlement.job]
-            for taken in answer.taken:
-                self._close_one(taken.job)  # ours before, and lost: it came back to us
-                self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, taken.route.queue)
-                self.room.fill(taken.route.queue)
-            if asked and answer.apart != self.room.apart_for:
-                self.room.apart_for = answer.apart
-                self.changed.notify_all()
+            if asked:
+                self._receive(answer)
         for settlement, settled in zip(settlements, answer.settled, strict=True):
             if settlement.job in self._uncertain:
                 self._uncertain.discard(settlement.job)  # sent again after a lost reply: refused if it had worked
@@ -260,18 +280,18 @@ class Lease:
 
     # -- wake-ups ------------------------------------------------------------------------------------------------------
 
-    def serve(self, queue: str, waits: Callable[[], bool]) -> None:
+    def serve(self, queue: str, waiter: Waiter) -> None:
         """Have the bell ring for a queue while its consumer waits for work. Safe twice: the last consumer counts."""
         with self.changed:
-            self._waiting[queue] = waits
+            self._waiters[queue] = waiter
         self._due.set()  # the store learns at once whom it serves
         self.refresh()
 
-    def _wakes(self) -> list[str]:
-        """The wake-ups to rest on. A queue without room leaves its ring to another process."""
+    def unserve(self, queue: str, waiter: Waiter) -> None:
+        """Its consumer has ended. Safe twice, and after another one has come."""
         with self.changed:
-            queues = [] if self.quiet else [queue for queue, waits in self._waiting.items() if waits()]
-        return [f"{queue}|{handler}" for queue in queues for handler in self._handlers_of(queue)]
+            if self._waiters.get(queue) is waiter:
+                del self._waiters[queue]
 
     def has_rung(self, queue: str) -> bool:
         """Whether work has come to a queue since it was last asked. Under ``changed``."""
@@ -282,11 +302,11 @@ class Lease:
 
     def awaits(self, queue: str) -> bool:
         """Whether the bell rests on this queue right now."""
-        return any(name.partition("|")[0] == queue for name in self._awake_for)
+        return queue in self._awake_for
 
     def refresh(self) -> None:
         """Have the bell look again at which queues it rings for. Nothing to do where no bell runs."""
-        if not self._threads:
+        if self._bell is None:
             return
         try:
             self._store().poke(f"@{self.worker}")
@@ -302,11 +322,13 @@ class Lease:
                 for thread, job in list(self._at_work.items()):
                     if not thread.is_alive():
                         self._abandon(job)
-                received = min(self._open_tickets, default=self._tickets + 1) - 1
+                ticket, unanswered = self._tickets, sorted(self._open_tickets)
                 held = list(self._held)
-                serves = [f"{queue}|{handler}" for queue in self._waiting for handler in self._handlers_of(queue)]
+                serves = [f"{queue}|{handler}" for queue in self._waiters for handler in self._handlers_of(queue)]
             try:
-                beat = self._store().beat(self.worker, self._lease_ms, received, held, MAX_LOST, serves)
+                beat = self._store().beat(
+                    self.worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered
+                )
             except BusError as error:
                 if not away:
                     log.warning("the lease could not be renewed, trying on: %s", error)
@@ -335,33 +357,74 @@ class Lease:
 
     def _listen(self) -> None:
         while not self._ending.is_set():
-            self._awake_for = frozenset(self._wakes())
+            takes = self._wishes()
+            self._awake_for = frozenset(take.queue for take in takes)
+            names = [f"{take.queue}|{handler}" for take in takes for handler in take.handlers]
+            tried = takes if len(takes) <= MOST_TAKES else []
             try:
-                rang = self._store().wait(["$due", f"@{self.worker}", *sorted(self._awake_for)], REST_S)
+                woken = self._store().wait(["$due", f"@{self.worker}", *names], REST_S, self.worker, tried)
             except BusError:
+                self._end_tickets(takes)
                 self._ending.wait(RETRY_S)
                 self._ring_all()  # what was rung meanwhile rang for others, or for nobody
                 continue
-            if rang == "$due":
+            if woken.rang == "$due":
                 self._due.set()
-            elif rang is not None and not rang.startswith("@"):
-                self._pass_ring(rang)
+            self._hand_on(woken, takes, tried)
 
-    def _pass_ring(self, rang: str) -> None:
-        """To the consumer if it has room; otherwise back, for another process."""
-        queue = rang.partition("|")[0]
+    def _wishes(self) -> list[Take]:
+        """What to rest on, and to take there. A queue without room leaves its ring to another process."""
         with self.changed:
-            wanted = not self.quiet and self._waiting[queue]()
-            if wanted:
-                self._rung.add(queue)
-                self.changed.notify_all()
-        if not wanted:
-            try:
-                self._store().poke(rang)
-            except BusError:
-                log.debug("a ring was lost; the next beat makes up for it")
+            waiting = [] if self.quiet else [(queue, waiter.waits()) for queue, waiter in self._waiters.items()]
+            return [
+                Take(self._ticket(), queue, handlers, room)
+                for queue, room in waiting
+                if room and (handlers := tuple(self._handlers_of(queue)))
+            ]
+
+    def _end_tickets(self, takes: Sequence[Take]) -> None:
+        with self.changed:
+            self._open_tickets.difference_update(take.ticket for take in takes)
+
+    def _hand_on(self, woken: Woken, takes: Sequence[Take], tried: Sequence[Take]) -> None:
+        """Bring the consumers what was taken for them, and ring where there may be more."""
+        returned: list[Taken] = []
+        with self.changed:
+            waiters = {take.queue: self._waiters.get(take.queue) for take in takes if not self.quiet}
+            glad = {queue: waiter for queue, waiter in waiters.items() if waiter is not None and waiter.waits()}
+            if tried:
+                self._receive(woken)
+            self._end_tickets(takes)
+            for take in takes:
+                taken = [one for one in woken.taken if one.route.queue == take.queue]
+                rang = woken.rang is not None and woken.rang.partition("|")[0] == take.queue
+                if take.queue not in glad:
+                    returned += taken
+                    continue
+                glad[take.queue].bring(taken)
+                if len(taken) == take.limit or (rang and not taken) or woken.apart == take.queue:
+                    self._rung.add(take.queue)
+                if taken or take.queue in self._rung:
+                    self.changed.notify_all()
+            for one in reversed(returned):
+                self._close_one(one.job)
+                self._settlements.append(Settlement(one.job, one.ticket, "back"))
+        rang_in_vain = (
+            woken.rang is not None and woken.rang.partition("|")[0] in {take.queue for take in takes} - glad.keys()
+        )
+        if returned or rang_in_vain:
+            self._pass_on(woken.rang if rang_in_vain else None)
+
+    def _pass_on(self, ring: str | None) -> None:
+        """The room was taken, or the worker is to be quiet: what has come is for another process."""
+        try:
+            self.exchange()
+            if ring is not None:
+                self._store().poke(ring)
+        except BusError:
+            log.debug("a ring was lost; the next beat makes up for it")
 
     def _ring_all(self) -> None:
         with self.changed:
-            self._rung.update(name.partition("|")[0] for name in self._awake_for)
+            self._rung.update(self._awake_for)
             self.changed.notify_all()

@@ -2,13 +2,17 @@
 -- A worker's heartbeat, and the sweep that any worker may do.
 --
 -- KEYS  1 prefix
--- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 ticket up to which takes have been received,
---       4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of all that the worker serves,
---       separated by spaces, then the jobs that it holds
+-- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 its last ticket and after it those whose
+--       answers are on their way, 4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of
+--       all that it serves, then the jobs that it holds. What is several is separated by spaces
 -- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0}
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
-local received, max_lost = tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_lost = tonumber(ARGV[4])
+local last_ticket, unanswered
+for ticket in string.gmatch(ARGV[3], '%d+') do
+  if last_ticket then unanswered[tonumber(ticket)] = true else last_ticket, unanswered = tonumber(ticket), {} end
+end
 local now = now_ms()
 local recovered = 0
 
@@ -37,7 +41,9 @@ local mine, strays = {}, {}
 for i = 7, #ARGV do mine[ARGV[i]] = true end
 local jobs, record_of = read_books(worker)
 for _, job in ipairs(jobs) do
-  if lease == 0 or (unpack_held(record_of[job]) <= received and not mine[job]) then strays[#strays + 1] = job end
+  local ticket = unpack_held(record_of[job])
+  local lost = ticket <= last_ticket and not unanswered[ticket] and not mine[job]
+  if lease == 0 or lost then strays[#strays + 1] = job end
 end
 last_taken_first(strays, record_of)
 for _, job in ipairs(strays) do

@@ -5,11 +5,15 @@
 -- when it holds nothing, the suspect.
 --
 -- KEYS  1 prefix
--- ARGV  1 worker, 2 ticket, 3 limit, 4 lease ms (for a worker that has none yet), 5 queue, then the handlers
+-- ARGV  1 worker, 2 ticket, 3 limit, 4 lease ms for a worker that has none yet (0: it is handed nothing), 5 queue, then the
+--       handlers
 -- Answer {the queue for which the worker is set apart or "", then for each job: job|priority|lost|handler|key, body, notes}
 
 local worker, ticket, room, queue = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
 local held = P .. 'held:' .. worker
+local lease = tonumber(ARGV[4])
+if lease == 0 and not call('ZSCORE', P .. 'workers', worker) then return { '' } end
+
 local jobs, from, records = {}, {}, {}
 
 local handlers, wanted, paused = {}, {}, {}
@@ -104,7 +108,7 @@ if room == 0 then
 end
 if #jobs == 0 then return { apart and queue or '' } end
 
-call('ZADD', P .. 'workers', 'NX', now_ms() + tonumber(ARGV[4]), worker)
+if lease > 0 then call('ZADD', P .. 'workers', 'NX', now_ms() + lease, worker) end
 in_chunks(records, function(...) call('HSET', held, ...) end)
 
 local answer = { apart and queue or '' }

@@ -271,13 +271,16 @@ class Queues:
         """Whether a worker has a lease in the books."""
         return worker in self._leases
 
-    def beat(self, worker: str, lease_ends_ms: int | None, received: int, held: frozenset[str]) -> int:
+    def beat(
+        self, worker: str, lease_ends_ms: int | None, ticket: int, held: frozenset[str], unanswered: frozenset[int]
+    ) -> int:
         """Renew a lease (``None`` ends it) and hand back what the worker does not hold. Returns how many."""
         books = self._held[worker]
         lost = [
             job
             for job, record in books.items()
-            if lease_ends_ms is None or (record.ticket <= received and job not in held)
+            if lease_ends_ms is None
+            or (record.ticket <= ticket and record.ticket not in unanswered and job not in held)
         ]
         for job in reversed(lost):  # each to the head in turn, so they stand as they stood
             self._put_back(books.pop(job).address, job)

@@ -26,6 +26,7 @@ from bus.store.base import (
     Settlement,
     Stale,
     Take,
+    Woken,
 )
 from bus.store.memory.logs import Log, Seen
 from bus.store.memory.loop import Inbox, MemoryLoopStore
@@ -165,12 +166,20 @@ class MemoryStore:
             return Exchange(settled, taken, self._queues.apart_for(worker) if wishes else "")
 
     def beat(
-        self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str] = ()
+        self,
+        worker: str,
+        lease_ms: int,
+        ticket: int,
+        held: Sequence[str],
+        max_lost: int,
+        *,
+        serves: Sequence[str] = (),
+        unanswered: Sequence[int] = (),
     ) -> Beat:
         with self._lock:
             now = self._clock.now_ms()
             forgotten = not self._queues.knows(worker)
-            handed_back = self._queues.beat(worker, now + lease_ms, received, frozenset(held))
+            handed_back = self._queues.beat(worker, now + lease_ms, ticket, frozenset(held), frozenset(unanswered))
             self._queues.serving[worker] = frozenset(serves)
             recovered = self._queues.recover(now, max_lost)
             next_due = self._queues.promote(now)
@@ -180,17 +189,21 @@ class MemoryStore:
 
     def leave(self, worker: str) -> int:
         with self._lock:
-            return self._queues.beat(worker, None, 0, frozenset())
+            return self._queues.beat(worker, None, 0, frozenset(), frozenset())
 
     def _ring(self, name: str) -> None:
         with self._lock:
             self._tokens.add(name)
             self._rung.notify_all()
 
-    def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
+    def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         # The condition's own deadline: a time.monotonic() of ours would stand still under freezegun, and so would we.
         with self._lock:
-            return self._rung.wait_for(lambda: self._claim(names), timeout_s)
+            rang = self._rung.wait_for(lambda: self._claim(names), timeout_s)
+            if not self._queues.knows(worker):
+                return Woken(rang, [])
+            answer = self.exchange(worker, (), takes)
+            return Woken(rang, answer.taken, answer.apart)
 
     def _claim(self, names: Sequence[str]) -> str | None:
         rung = next((name for name in names if name in self._tokens), None)

@@ -26,6 +26,7 @@ from bus.store.base import (
     Settlement,
     Stale,
     Take,
+    Woken,
 )
 from bus.store.redis import scripts
 from bus.store.redis.lines import Lines
@@ -60,7 +61,7 @@ class RedisStore:
         self._lines = Lines(self._commands.connection_pool.make_connection, most=POOL, patience_s=ATTEMPT_S)
         # A blocking pop may rest on the server for LONGEST_WAIT_S; its socket must be more patient than that.
         patient = blocking_pool(self.link, size=POOL, timeout_s=LONGEST_WAIT_S + ATTEMPT_S)
-        self._waits: Any = redis.Redis(connection_pool=patient)
+        self._waits = Lines(patient.make_connection, most=POOL, patience_s=ATTEMPT_S)
 
     def __repr__(self) -> str:
         return f"<RedisStore {self.prefix} at {self.link.where}>"
@@ -76,8 +77,8 @@ class RedisStore:
 
     def close(self) -> None:
         self._lines.close()
-        for client in (self._commands, self._waits):
-            client.connection_pool.disconnect()
+        self._waits.close()
+        self._commands.connection_pool.disconnect()
 
     def on_loop(self) -> LoopStore:
         return RedisLoopStore(self.link, self.prefix)
@@ -125,25 +126,38 @@ class RedisStore:
         return Exchange(settled, taken, next((apart for apart, _ in answers if apart), ""))
 
     def beat(
-        self, worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str] = ()
+        self,
+        worker: str,
+        lease_ms: int,
+        ticket: int,
+        held: Sequence[str],
+        max_lost: int,
+        *,
+        serves: Sequence[str] = (),
+        unanswered: Sequence[int] = (),
     ) -> Beat:
-        return self._run(scripts.beat(worker, lease_ms, received, held, max_lost, serves))
+        return self._run(scripts.beat(worker, lease_ms, ticket, held, max_lost, serves=serves, unanswered=unanswered))
 
     def leave(self, worker: str) -> int:
-        return self._run(scripts.beat(worker, 0, 0, (), 0, ())).handed_back
+        return self._run(scripts.beat(worker, 0, 0, (), 0)).handed_back
 
-    def wait(self, names: Sequence[str], timeout_s: float) -> str | None:
+    def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         keys = [f"{self.prefix}wake:{name}" for name in names]
+        calls = [scripts.take(worker, 0, wish) for wish in takes]
         while True:
             patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
             with translated(self.link, writing=False):
-                found = self._waits.blpop(keys, timeout=patience)
+                # In one write: the server takes for us the moment that it is woken.
+                rest = ("BLPOP", *keys, f"{patience:.3f}")
+                rung, *answers = self._waits.ask([rest, *map(self._command, calls)])
+                if isinstance(rung, Exception):
+                    raise rung
+                taken = [self._answered(call, answer) for call, answer in zip(calls, answers, strict=True)]
             timeout_s -= patience
-            if found:
-                name: str = found[0].decode()
-                return name.removeprefix(f"{self.prefix}wake:")
-            if timeout_s <= 0:
-                return None
+            jobs = [job for _, some in taken for job in some]
+            if rung or jobs or timeout_s <= 0:
+                rang = rung[0].decode().removeprefix(f"{self.prefix}wake:") if rung else None
+                return Woken(rang, jobs, next((apart for apart, _ in taken if apart), ""))
 
     def poke(self, name: str) -> None:
         self._run(scripts.poke(name))
@@ -231,13 +245,18 @@ class RedisStore:
         others have happened and are not.
         """
         with translated(self.link, writing=writing):
-            answers = self._lines.ask([("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments) for call in calls])
-            for at, call in enumerate(calls):
-                if isinstance(answers[at], NoScriptError):
-                    (answers[at],) = self._lines.ask([("EVAL", call.script.text, 1, self.prefix, *call.arguments)])
-                if isinstance(answers[at], Exception):
-                    raise answers[at]
-        return [call.answer(answer) for call, answer in zip(calls, answers, strict=True)]
+            answers = self._lines.ask([self._command(call) for call in calls])
+            return [self._answered(call, answer) for call, answer in zip(calls, answers, strict=True)]
+
+    def _command(self, call: Call[Any]) -> Sequence[str | bytes | int]:
+        return ("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments)
+
+    def _answered(self, call: Call[T], answer: Any) -> T:
+        if isinstance(answer, NoScriptError):
+            (answer,) = self._lines.ask([("EVAL", call.script.text, 1, self.prefix, *call.arguments)])
+        if isinstance(answer, Exception):
+            raise answer
+        return call.answer(answer)
 
 
 def _dead(job: bytes, at_ms: int, letter: bytes, body: bytes | None, notes: bytes | None, lost: bytes | None) -> Dead:

@@ -186,15 +186,22 @@ def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
 
 
 def beat(
-    worker: str, lease_ms: int, received: int, held: Sequence[str], max_lost: int, serves: Sequence[str]
+    worker: str,
+    lease_ms: int,
+    ticket: int,
+    held: Sequence[str],
+    max_lost: int,
+    *,
+    serves: Sequence[str] = (),
+    unanswered: Sequence[int] = (),
 ) -> Call[Beat]:
     """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
 
     def found(answer: Sequence[int]) -> Beat:
         return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2], bool(answer[3]))
 
-    arguments: tuple[Argument, ...] = (worker, lease_ms, received, max_lost, RETENTION_MS, " ".join(serves), *held)
-    return Call(script("beat"), arguments, found)
+    tickets = " ".join(map(str, (ticket, *unanswered)))
+    return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, " ".join(serves), *held), found)
 
 
 def poke(name: str) -> Call[None]:
