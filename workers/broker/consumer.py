@@ -7,10 +7,11 @@ its queue is empty it sleeps until the bell rings.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from dramatiq import Consumer, MessageProxy
 
@@ -47,7 +48,7 @@ class LaneConsumer(Consumer):
         self._queue = queue
         self._timeout_s = timeout_ms / 1000
         self._buffer: deque[LaneMessage] = deque()
-        self._brought: deque[Taken] = deque()  # by the bell
+        self._caller: Any = None  # Dramatiq's ConsumerThread, once it has asked for a message
         self._drained = False
         self._deaf = False  # the bell did not listen for us, for there was no room: look for ourselves once there is
         self._away = False
@@ -60,10 +61,9 @@ class LaneConsumer(Consumer):
 
     def __next__(self) -> MessageProxy | None:
         """The next message, or ``None`` after the timeout. A lost connection is waited out here, never raised."""
+        self._caller = threading.current_thread()
         if not self._buffer and self._await_reason(time.monotonic() + self._timeout_s):
             self._exchange()
-        while self._brought:
-            self._open(self._brought.popleft())
         return self._buffer.popleft() if self._buffer else None
 
     def ack(self, message: MessageProxy) -> None:
@@ -83,9 +83,6 @@ class LaneConsumer(Consumer):
     def close(self) -> None:
         """Hand back what was taken and not passed on, and settle all that waits."""
         self._lease.unserve(self._queue, self)
-        for one in reversed(self._brought):
-            self._settle(Settlement(one.job, one.ticket, "back"))
-        self._brought.clear()
         self.requeue(self._buffer)
         self._buffer.clear()
         with self._lease.changed:
@@ -98,11 +95,21 @@ class LaneConsumer(Consumer):
     # -- what the bell calls -------------------------------------------------------------------------------------------
 
     def waits(self) -> int:
+        if getattr(self._caller, "paused", False):
+            return 0
         self._deaf = self._drained and not self._room.soon
         return max(1, self._room.share(self._queue)) if self._drained and not self._deaf else 0
 
     def bring(self, taken: Sequence[Taken]) -> None:
-        self._brought.extend(taken)
+        messages = [message for one in taken if (message := self._opened(one)) is not None]
+        pass_on: Callable[[LaneMessage], None] | None = getattr(self._caller, "handle_message", None)
+        if pass_on is not None:  # to the worker threads, as our caller would, without waking it first
+            for message in messages:
+                pass_on(message)
+        elif messages:
+            with self._lease.changed:
+                self._buffer.extend(messages)
+                self._lease.changed.notify_all()
 
     # -- the inside ----------------------------------------------------------------------------------------------------
 
@@ -126,7 +133,7 @@ class LaneConsumer(Consumer):
             if lease.has_rung(self._queue):
                 self._drained = False
             gathering_until: float | None = None
-            while not self._brought:
+            while not self._buffer:
                 wants = self._share()
                 if self._room.load(self._queue) == 0 and (wants or lease.unsettled):
                     return True
@@ -160,17 +167,18 @@ class LaneConsumer(Consumer):
         if wish is not None:
             self._drained = len(answer.taken) < wish.limit and not answer.apart
             self._deaf = False
-        for one in answer.taken:
-            self._open(one)
+        self._buffer.extend(message for one in answer.taken if (message := self._opened(one)) is not None)
         if self._drained and not self._lease.awaits(self._queue) and not self._lease.quiet:
             self._lease.refresh()
 
-    def _open(self, one: Taken) -> None:
+    def _opened(self, one: Taken) -> LaneMessage | None:
+        """A job as a message, or ``None`` for one that cannot be read: that goes to the dead letters."""
         try:
-            self._buffer.append(open_job(one))
+            return open_job(one)
         except ValueError as error:
             log.error("job %s cannot be read and goes to the dead letters: %s", one.job, error)
             self._settle(undecodable(one, str(error)))
+            return None
 
     def _wish(self) -> Wish | None:
         """What to ask for, each handler first in its turn."""

@@ -49,13 +49,16 @@ log = logging.getLogger("callboard.workers")
 
 
 class Waiter(Protocol):
-    """A consumer, as the bell knows it. All under ``changed``."""
+    """A consumer, as the bell knows it."""
 
     def waits(self) -> int:
-        """How many jobs it would be glad of, having found its queue empty; 0 where a ring would tell it nothing."""
+        """How many jobs it would be glad of, having found its queue empty; 0 where a ring would tell it nothing.
+
+        Under ``changed``.
+        """
 
     def bring(self, taken: Sequence[Taken]) -> None:
-        """Jobs that the bell took for it."""
+        """Jobs that the bell took for it. On the bell's thread, not under ``changed``."""
 
 
 class Wish(NamedTuple):
@@ -388,6 +391,7 @@ class Lease:
 
     def _hand_on(self, woken: Woken, takes: Sequence[Take], tried: Sequence[Take]) -> None:
         """Bring the consumers what was taken for them, and ring where there may be more."""
+        brought: list[tuple[Waiter, list[Taken]]] = []
         returned: list[Taken] = []
         with self.changed:
             waiters = {take.queue: self._waiters.get(take.queue) for take in takes if not self.quiet}
@@ -401,14 +405,15 @@ class Lease:
                 if take.queue not in glad:
                     returned += taken
                     continue
-                glad[take.queue].bring(taken)
+                brought.append((glad[take.queue], taken))
                 if len(taken) == take.limit or (rang and not taken) or woken.apart == take.queue:
                     self._rung.add(take.queue)
-                if taken or take.queue in self._rung:
                     self.changed.notify_all()
             for one in reversed(returned):
                 self._close_one(one.job)
                 self._settlements.append(Settlement(one.job, one.ticket, "back"))
+        for waiter, taken in brought:
+            waiter.bring(taken)
         rang_in_vain = (
             woken.rang is not None and woken.rang.partition("|")[0] in {take.queue for take in takes} - glad.keys()
         )
