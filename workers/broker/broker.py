@@ -23,34 +23,13 @@ from bus.store.base import Store
 from workers.broker.consumer import LaneConsumer
 from workers.broker.lease import Lease
 from workers.broker.message import LaneMessage, job_of
+from workers.broker.view import QueueView
 from workers.errors import InvalidHandler
 
 __all__ = ["LaneBroker", "MemoryBroker", "make_broker"]
 
 JOIN_POLL_S = 0.002
 JOIN_POLL_MOST_S = 0.05
-
-
-class QueueView:
-    """What ``broker.queues[name]`` is: a look at the store, with the part of ``queue.Queue`` that tests use."""
-
-    def __init__(self, broker: LaneBroker, name: str) -> None:
-        self._broker = broker
-        self._name = name
-
-    def qsize(self) -> int:
-        """Jobs that are not finished, those in flight included. Takes a round trip."""
-        return self._broker.store.pending(self._name)
-
-    unfinished_tasks = property(qsize)
-
-    def empty(self) -> bool:
-        """Whether there are none."""
-        return self.qsize() == 0
-
-    def join(self) -> None:
-        """Wait until there are none."""
-        self._broker.join(self._name, fail_fast=False)
 
 
 class LaneBroker(Broker):
@@ -151,10 +130,14 @@ class LaneBroker(Broker):
         self.emit_before("enqueue", message, delay)
         stored = message.copy()
         stored.options.pop("eta", None)
-        job = job_of(stored, str(uuid.uuid4()), self._priority(message.actor_name), due)
-        self._reach(lambda: self.store.enqueue(job, int(self.bus.limits.window_s * 1000)))
+        self.put(stored, due)
         self.emit_after("enqueue", message, delay)
         return message
+
+    def put(self, message: Message[Any], due: str = "") -> None:
+        """Queue a message as it is, past the middleware; ``due`` as in :class:`bus.store.base.Post`."""
+        job = job_of(message, str(uuid.uuid4()), self._priority(message.actor_name), due)
+        self._reach(lambda: self.store.enqueue(job, int(self.bus.limits.window_s * 1000)))
 
     def _priority(self, actor_name: str) -> int:
         """Dramatiq's priorities are any number, lower first, 0 by default; ours are three."""

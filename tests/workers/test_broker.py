@@ -1,0 +1,84 @@
+"""The broker as Dramatiq's own: what users of ``StubBroker`` and ``RedisBroker`` lean on, in both modes."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+
+import dramatiq
+import pytest
+from dramatiq import Message
+from dramatiq.errors import DecodeError
+
+from bus import Bus
+from tests.workers.running import working
+from workers import App
+
+
+@pytest.fixture
+def bus(url: str, namespace: str) -> Iterator[Bus]:
+    bus = Bus(url, namespace=namespace)
+    yield bus
+    bus.close_sync()
+
+
+@pytest.fixture
+def app(bus: Bus) -> App:
+    return App(bus)
+
+
+def test_a_queue_is_looked_at_filled_and_emptied_as_a_queue(app: App) -> None:
+    done: list[int] = []
+
+    @dramatiq.actor(broker=app.broker)
+    def note(n: int) -> None:
+        done.append(n)
+
+    sent = [note.send(n) for n in range(3)]
+    view = app.broker.queues["default"]
+    assert (view.qsize(), view.unfinished_tasks, view.empty()) == (3, 3, False)
+    assert Message.decode(view.get(timeout=1)) == sent[0]
+    view.put(note.message(9).encode())
+    for wrong, error in ((b"no message", DecodeError), (note.message(1).copy(queue_name="x").encode(), ValueError)):
+        with pytest.raises(error):
+            view.put(wrong)
+    with working(app):
+        view.join()
+
+    assert sorted(done) == [1, 2, 9]
+    assert view.empty()
+    with pytest.raises(queue.Empty):
+        view.get_nowait()
+
+
+def test_jobs_in_flight_are_unfinished_and_no_longer_in_the_queue(app: App) -> None:
+    seen: list[tuple[int, int]] = []
+
+    @dramatiq.actor(broker=app.broker)
+    def look() -> None:
+        view = app.broker.queues["default"]
+        seen.append((view.qsize(), view.unfinished_tasks))
+
+    look.send()
+    with working(app):
+        app.broker.join("default", timeout=5000)
+
+    assert seen == [(0, 1)]
+
+
+@pytest.mark.parametrize("eta", [None, "not-a-number"])
+def test_a_message_with_an_eta_that_is_none_runs_at_once(
+    app: App, eta: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    done: list[str] = []
+
+    @dramatiq.actor(broker=app.broker)
+    def note() -> None:
+        done.append("done")
+
+    app.broker.queues["default"].put(note.message_with_options(eta=eta).encode())
+    with working(app):
+        app.broker.join("default", timeout=5000)
+
+    assert done == ["done"]
+    assert ("Invalid eta value" in caplog.text) == (eta is not None)
