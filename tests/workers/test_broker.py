@@ -9,6 +9,7 @@ import dramatiq
 import pytest
 from dramatiq import Message
 from dramatiq.errors import DecodeError
+from dramatiq.middleware import AgeLimit, Middleware
 
 from bus import Bus
 from tests.workers.running import working
@@ -82,3 +83,14 @@ def test_a_message_with_an_eta_that_is_none_runs_at_once(
 
     assert done == ["done"]
     assert ("Invalid eta value" in caplog.text) == (eta is not None)
+
+
+@pytest.mark.parametrize(("where", "index"), [("before", 0), ("after", 1)])
+def test_a_middleware_is_added_beside_the_first_one_that_dramatiq_has(app: App, where: str, index: int) -> None:
+    class Mine(Middleware):
+        pass
+
+    mine = Mine()
+    app.broker.add_middleware(mine, **{where: AgeLimit})
+
+    assert app.broker.middleware[index] is mine

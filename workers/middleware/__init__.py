@@ -32,8 +32,8 @@ __all__ = [
 def stack(runtime: Runtime, bindings: Callable[[], Iterable[Binding]]) -> list[Middleware]:
     """The default stack."""
     return [
-        Lifecycle(runtime, bindings),  # first to boot, and the last to see a shutdown end
-        AgeLimit(),
+        AgeLimit(),  # first as in Dramatiq's own stack, so that before= and after= it mean what they mean there
+        Lifecycle(runtime, bindings),  # the first with anything to boot, and the last to see a shutdown end
         TimeLimit(),
         ShutdownNotifications(),
         CurrentJob(),  # before callbacks and pipelines, so that what they enqueue has its cause
