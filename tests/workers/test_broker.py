@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterator
 
@@ -94,3 +95,24 @@ def test_a_middleware_is_added_beside_the_first_one_that_dramatiq_has(app: App, 
     app.broker.add_middleware(mine, **{where: AgeLimit})
 
     assert app.broker.middleware[index] is mine
+
+
+def test_what_an_actor_throws_on_purpose_is_told_quietly_and_not_tried_again(
+    app: App, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    @dramatiq.actor(broker=app.broker, throws=KeyError)
+    def refuse() -> None:
+        tried.append(1)
+        raise KeyError("on purpose")
+
+    with caplog.at_level(logging.INFO), working(app):
+        refuse.send()
+        app.broker.join("default", timeout=5000, fail_fast=False)
+        (dead,) = bus.store.dead()
+
+    assert tried == [1]
+    assert b"on purpose" in dead.notes
+    assert "Aborting message" in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.INFO}

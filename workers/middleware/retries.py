@@ -73,7 +73,10 @@ class LaneRetries(Retries):
             message.attempts.pop()  # the worker is stopping: another one begins the event anew, at once
             message.hand_back = True
             return
-        if (throws and isinstance(exception, throws)) or isinstance(exception, Unreadable):
+        if throws and isinstance(exception, throws):
+            Retries.after_process_message(self, broker, message, exception=exception)  # tells so at INFO, and fails it
+            return
+        if isinstance(exception, Unreadable):
             message.fail()
             return
         retries = message.options.get("retries", 0)
