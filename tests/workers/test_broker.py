@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
+import weakref
 from collections.abc import Iterator
 
 import dramatiq
@@ -13,6 +15,7 @@ from dramatiq.errors import DecodeError
 from dramatiq.middleware import AgeLimit, Middleware
 
 from bus import Bus
+from tests.waiting import wait_until
 from tests.workers.running import working
 from workers import App
 
@@ -116,3 +119,49 @@ def test_what_an_actor_throws_on_purpose_is_told_quietly_and_not_tried_again(
     assert b"on purpose" in dead.notes
     assert "Aborting message" in caplog.text
     assert {record.levelno for record in caplog.records} == {logging.INFO}
+
+
+def test_what_died_here_is_in_sight_and_raised_by_a_join(app: App) -> None:
+    @dramatiq.actor(broker=app.broker, max_retries=0)
+    def fail(n: int) -> None:
+        raise ZeroDivisionError(f"number {n}")
+
+    with working(app):
+        sent = fail.send(1)
+        with pytest.raises(ZeroDivisionError, match="number 1"):
+            app.broker.join("default", timeout=5000)
+        assert [message.message_id for message in app.broker.dead_letters] == [sent.message_id]
+        app.broker.join("default", timeout=5000, fail_fast=False)
+        app.broker.flush_all()
+        app.broker.join("default", timeout=5000)
+        app.broker.fail_fast_default = False
+        for n in range(150):
+            fail.send(n)
+        app.broker.join("default", timeout=5000)
+
+    assert len(app.broker.dead_letters) == (150 if app.bus.mode == "memory" else 100)
+
+
+def test_a_process_that_only_works_keeps_no_exception_alive(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)  # records keep exceptions too
+    raised: list[weakref.ref[BaseException]] = []
+
+    class Failure(Exception):
+        def __init__(self) -> None:
+            raised.append(weakref.ref(self))
+
+    @dramatiq.actor(broker=app.broker, max_retries=1, min_backoff=1, max_backoff=1)
+    def fail() -> None:
+        raise Failure
+
+    gc.disable()
+    try:
+        with working(app, threads=1):
+            app.broker.owns_process = True  # as a command line has it
+            fail.send()
+            app.broker.join("default", timeout=5000)
+            wait_until(lambda: [one() for one in raised] == [None, None], "both exceptions to be gone")
+    finally:
+        gc.enable()
+
+    assert app.broker.dead_letters == []

@@ -6,6 +6,7 @@ There are no delay queues: delayed work stays in the store until it is due.
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -35,6 +36,9 @@ JOIN_POLL_MOST_S = 0.05
 class LaneBroker(Broker):
     """Made by :class:`workers.App`. Everything that reaches the store raises ``ConnectionClosed`` when it is away."""
 
+    letters_in_sight = 100
+    """How many of a queue's ``dead_letters`` are kept here: a worker inside a server must not gather them for ever."""
+
     def __init__(self, bus: Bus, middleware: list[Middleware], *, fail_fast_default: bool = True) -> None:
         self.bus = bus
         self.fail_fast_default = fail_fast_default
@@ -56,11 +60,16 @@ class LaneBroker(Broker):
 
     @property
     def dead_letters(self) -> list[MessageProxy]:
-        """The messages that went to the dead letters in this process, for tests; the store has all of them."""
+        """The last messages that went to the dead letters in this process, for tests; the store has all of them."""
         return [message for messages in self.dead_letters_by_queue.values() for message in messages]
 
     def buried(self, message: LaneMessage) -> None:
-        """Keep it in sight of tests. Only in memory mode: a worker process must not gather exceptions for ever."""
+        """Keep it in sight of tests, with its exception; a process that only works gathers none."""
+        if not self.owns_process:
+            message.keep_exception = True
+            letters = self.dead_letters_by_queue[message.queue_name]
+            letters.append(message)
+            del letters[: -self.letters_in_sight]
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -189,7 +198,7 @@ class LaneBroker(Broker):
     def join(self, queue_name: str, *, timeout: int | None = None, fail_fast: bool | None = None) -> None:
         """Wait until a queue has no unfinished jobs, delayed ones included; ``timeout`` is in milliseconds.
 
-        With ``fail_fast`` the first message that went to the dead letters raises its exception here (in memory mode).
+        With ``fail_fast`` the first message that went to the dead letters in this process raises its exception here.
         Raises ``QueueNotFound`` and ``QueueJoinTimeout``.
         """
         if queue_name not in self.queues:
@@ -209,8 +218,7 @@ class LaneBroker(Broker):
 class MemoryBroker(LaneBroker, StubBroker):
     """The broker of a bus in memory: a ``StubBroker`` for Dramatiq's testing idioms, with lanes behind it."""
 
-    def buried(self, message: LaneMessage) -> None:
-        self.dead_letters_by_queue[message.queue_name].append(message)
+    letters_in_sight = sys.maxsize
 
 
 def make_broker(bus: Bus, middleware: list[Middleware]) -> LaneBroker:

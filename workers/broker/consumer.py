@@ -70,9 +70,9 @@ class LaneConsumer(Consumer):
         self._end(message)
 
     def nack(self, message: MessageProxy) -> None:
-        self._end(message)
         if isinstance(message, LaneMessage):
-            self._broker.buried(message)
+            self._broker.buried(message)  # before anybody can see that the job is finished
+        self._end(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Hand jobs that were not begun back to the heads of their lanes; last first, so that they keep their order."""

@@ -39,6 +39,7 @@ class LaneMessage(MessageProxy):
         self.retry_in_ms: int | None = None
         self.holds_lane = True
         self.hand_back = False
+        self.keep_exception = False
 
     def __str__(self) -> str:
         return f"{self._message.actor_name}({self._message.message_id})"
@@ -52,8 +53,8 @@ class LaneMessage(MessageProxy):
         return len(self.attempts) + 1 if self.retry_in_ms is None else len(self.attempts)
 
     def clear_exception(self) -> None:
-        """Keep the exception of a message that failed for good: ``broker.join(fail_fast=True)`` raises it in tests."""
-        if not self.failed:
+        """Forget the exception, unless it is kept for ``broker.join(fail_fast=True)``, which raises it in tests."""
+        if not self.keep_exception:
             super().clear_exception()
 
     def record(self, error: BaseException) -> None:
