@@ -165,3 +165,29 @@ def test_a_process_that_only_works_keeps_no_exception_alive(app: App, caplog: py
         gc.enable()
 
     assert app.broker.dead_letters == []
+
+
+def test_a_prefetch_that_was_chosen_is_what_a_worker_takes_ahead(app: App) -> None:
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=4)
+    worker.queue_prefetch = 5
+    done: list[int] = []
+
+    @dramatiq.actor(broker=app.broker)
+    def note(n: int) -> None:
+        done.append(n)
+
+    worker.start()
+    try:
+        for thread in worker.workers:
+            thread.pause()
+        wait_until(lambda: all(thread.paused_event.is_set() for thread in worker.workers), "the threads to pause")
+        for n in range(15):
+            note.send(n)
+        wait_until(lambda: worker.work_queue.qsize() == 5, "five jobs to be taken")
+        assert app.broker.queues["default"].qsize() == 10
+        worker.resume()
+        app.broker.join("default", timeout=5000)
+    finally:
+        worker.stop()
+
+    assert sorted(done) == list(range(15))

@@ -101,6 +101,20 @@ def test_a_prefetch_of_one_is_one() -> None:
     assert room.ahead == 1
 
 
+def test_a_prefetch_that_was_chosen_is_held_to() -> None:
+    room = Room()
+    room.enter("chosen", 3, never, exact=True)
+    room.enter("usual", 16, never)
+
+    assert (room.share("chosen"), room.share("usual")) == (3, 8)
+    for _ in range(3):
+        room.fill("chosen")
+    assert (room.share("chosen"), room.share("usual")) == (0, 5)
+    room.leave("chosen")
+    room.enter("chosen", 4, never, exact=True)
+    assert room.share("chosen") == 1
+
+
 def test_a_process_whose_threads_are_busy_leaves_other_queues_to_others(bus: Bus) -> None:
     busy, free = App(bus), App(bus)
     release = threading.Event()

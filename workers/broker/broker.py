@@ -44,6 +44,8 @@ class LaneBroker(Broker):
         self.fail_fast_default = fail_fast_default
         self.owns_process = False
         """Set by a command line whose process only works: a boot that fails ends it, with an exit code."""
+        self.usual_prefetch: int | None = None
+        """What the worker prefetches where nobody has chosen a number."""
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
         self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.handlers_of)
         self._stack: tuple[Middleware, ...] = ()
@@ -169,12 +171,16 @@ class LaneBroker(Broker):
     # -- consuming -----------------------------------------------------------------------------------------------------
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> Consumer:
-        """A consumer of one queue. The first one starts the process's lease, which :meth:`close` ends."""
+        """A consumer of one queue. The first one starts the process's lease, which :meth:`close` ends.
+
+        A worker's own ``prefetch`` lets us take as the pace of the work asks; one that was chosen is held to.
+        """
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         self.bus.usable()
         self.lease.start()
-        return LaneConsumer(self, self.lease, queue_name, prefetch, timeout)
+        exact = self.usual_prefetch is not None and prefetch != self.usual_prefetch
+        return LaneConsumer(self, self.lease, queue_name, prefetch, timeout, exact=exact)
 
     def close(self) -> None:
         """End the lease; what was in flight is handed back. Safe twice."""

@@ -41,7 +41,9 @@ class Declared(Protocol):
 class LaneConsumer(Consumer):
     """Used by one consumer thread; ``ack`` and ``nack`` come from any worker thread and never block."""
 
-    def __init__(self, broker: Declared, lease: Lease, queue: str, prefetch: int, timeout_ms: int) -> None:
+    def __init__(
+        self, broker: Declared, lease: Lease, queue: str, prefetch: int, timeout_ms: int, *, exact: bool = False
+    ) -> None:
         self._broker = broker
         self._lease = lease
         self._room = lease.room
@@ -54,7 +56,7 @@ class LaneConsumer(Consumer):
         self._away = False
         self._turn = 0
         with lease.changed:
-            self._room.enter(queue, prefetch, lambda: not self._drained)
+            self._room.enter(queue, prefetch, lambda: not self._drained, exact=exact)
         lease.serve(queue, self)
 
     # -- what Dramatiq calls -------------------------------------------------------------------------------------------

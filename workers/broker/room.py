@@ -29,21 +29,29 @@ class Room:
         self._load = 0
         self._least = self._most = 1
         self._hopeful: dict[str, Callable[[], bool]] = {}
+        self._limits: dict[str, int] = {}
         self._settled = 0
         self._pace_per_s = 0.0
         self._looked_at = time.monotonic()
 
     # -- who shares it -------------------------------------------------------------------------------------------------
 
-    def enter(self, queue: str, prefetch: int, hopes: Callable[[], bool]) -> None:
-        """A queue's consumer shares the room. ``hopes`` says whether there may be work for it. The last one counts."""
-        self._least = max(self._least, prefetch // 2)
-        self._most = max(self._most, prefetch if prefetch == 1 else max(prefetch, MOST_AHEAD))
+    def enter(self, queue: str, prefetch: int, hopes: Callable[[], bool], *, exact: bool = False) -> None:
+        """A queue's consumer shares the room. ``hopes`` says whether there may be work for it. The last one counts.
+
+        A ``prefetch`` that somebody chose is ``exact``: so many of this queue, whatever the pace. Dramatiq's own, two
+        for each thread, is not.
+        """
+        exact = exact or prefetch == 1
+        self._least = max(self._least, prefetch if exact else prefetch // 2)
+        self._most = max(self._most, prefetch if exact else max(prefetch, MOST_AHEAD))
         self._hopeful[queue] = hopes
+        self._limits[queue] = prefetch if exact else self._most
 
     def leave(self, queue: str) -> None:
         """Its consumer has ended. Safe twice."""
         self._hopeful.pop(queue, None)
+        self._limits.pop(queue, None)
         if self.apart_for == queue:
             self.apart_for = ""
 
@@ -93,7 +101,7 @@ class Room:
         """How many jobs this queue may take now."""
         if self.apart_for:
             return self.ahead if queue == self.apart_for and self._load == 0 else 0
-        free = self.ahead - self._load
+        free = min(self.ahead - self._load, self._limits.get(queue, MOST_AHEAD) - self._loads[queue])
         if free <= 0:
             return 0
         line = [name for name, hopes in self._hopeful.items() if name == queue or hopes()]

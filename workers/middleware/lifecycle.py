@@ -55,6 +55,7 @@ class Lifecycle(Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         if not isinstance(broker, LaneBroker):
             return
+        broker.usual_prefetch = min(2 * worker.worker_threads, 65535)
         try:
             self._runtime.start(broker, self._bindings())
             if broker.owns_process and broker.bus.mode != "redis":  # the server was away, and the bus fell back
