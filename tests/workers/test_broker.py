@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import dramatiq
 import pytest
 from dramatiq import Message
-from dramatiq.errors import DecodeError
+from dramatiq.errors import ActorNotFound, DecodeError
 from dramatiq.middleware import AgeLimit, Middleware
 
 from bus import Bus
@@ -191,3 +191,24 @@ def test_a_prefetch_that_was_chosen_is_what_a_worker_takes_ahead(app: App) -> No
         worker.stop()
 
     assert sorted(done) == list(range(15))
+
+
+def test_a_message_for_an_actor_that_nobody_knows_waits_on_redis_and_is_buried_in_memory(app: App) -> None:
+    message: Message[None] = Message(queue_name="some", actor_name="nobody", args=(), kwargs={}, options={})
+    app.broker.declare_queue("some")
+    known: list[int] = []
+
+    with working(app):
+        app.broker.enqueue(message)
+        if app.bus.mode == "memory":
+            with pytest.raises(ActorNotFound, match="nobody"):
+                app.broker.join("some", timeout=5000)
+            assert app.broker.dead_letters == [message]
+        else:
+
+            @dramatiq.actor(broker=app.broker, queue_name="some", actor_name="nobody")
+            def known_at_last() -> None:
+                known.append(1)
+
+            app.broker.join("some", timeout=5000)
+            assert known == [1]
