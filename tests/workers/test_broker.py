@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import dramatiq
 import pytest
 from dramatiq import Message
+from dramatiq.common import current_millis
 from dramatiq.errors import ActorNotFound, DecodeError
 from dramatiq.middleware import AgeLimit, Middleware
 
@@ -212,3 +213,20 @@ def test_a_message_for_an_actor_that_nobody_knows_waits_on_redis_and_is_buried_i
 
             app.broker.join("some", timeout=5000)
             assert known == [1]
+
+
+def test_a_message_with_an_eta_waits_for_it_in_the_store(app: App, bus: Bus) -> None:
+    done_at: list[int] = []
+
+    @dramatiq.actor(broker=app.broker)
+    def note() -> None:
+        done_at.append(current_millis())
+
+    eta = current_millis() + 300
+    app.broker.enqueue(note.message_with_options(eta=eta))
+    (count,) = bus.store.census().counts
+    with working(app):
+        app.broker.join("default", timeout=5000)
+
+    assert (count.delayed, count.ready) == (1, 0)
+    assert done_at[0] >= eta

@@ -129,7 +129,7 @@ class LaneBroker(Broker):
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Queue a message, ``delay`` milliseconds from now. Delayed ones wait in the store, at any distance.
+        """Queue a message, ``delay`` milliseconds from now or for its ``eta``. Such wait in the store, at any distance.
 
         Raises ``QueueNotFound`` for a queue that no actor of this process declares, and ``ConnectionClosed``.
         """
@@ -140,7 +140,9 @@ class LaneBroker(Broker):
             message = message.copy(options={"eta": current_millis() + delay})
         self.emit_before("enqueue", message, delay)
         stored = message.copy()
-        stored.options.pop("eta", None)
+        eta = stored.options.pop("eta", None)
+        if delay is None and isinstance(eta, int):
+            due = f"={eta}"
         self.put(stored, due)
         self.emit_after("enqueue", message, delay)
         return message
