@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from bus import ids
 from bus.bindings import Binding
 from bus.clock import Clock
-from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings
+from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings, UnsafeServer
 from bus.events import Event
 from bus.listener import After, Item, Joined, Listener, Reader
 from bus.position import Position
@@ -337,7 +337,13 @@ class Bus:
                 answer = error
 
     def _send(self, letters: list[Letter]) -> list[Receipt]:
-        self.usable()
+        try:
+            self.usable()
+        except UnsafeServer:
+            raise
+        except BusUnavailable as error:
+            first = letters[0].envelope.id if letters else None
+            raise BusUnavailable(f"{error}; nothing was published", outcome="refused", id=first) from error
         plan = self._publisher.plan(letters)
         answer: Answer = None
         while True:

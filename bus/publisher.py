@@ -133,11 +133,13 @@ class Publisher:
             while True:
                 routing = self._routing
                 batch = self._batch(routing, chunk)
+                sent_at = time.monotonic()
                 answers = yield Send([batch])
                 if isinstance(answers, BusUnavailable):
                     # Once unknown, always unknown: a later refusal says nothing of what was sent before.
                     unknown = unknown or answers.outcome == "unknown"
-                    if time.monotonic() + pause_s > deadline:
+                    took_s = time.monotonic() - sent_at  # a server that hangs lets the next attempt take as long
+                    if sent_at + took_s + pause_s + took_s > deadline:
                         raise _given_up(answers, chunk[0], unknown=unknown)
                     yield Pause(pause_s)
                     pause_s = min(2 * pause_s, LAST_PAUSE_S)

@@ -114,16 +114,19 @@ def lose_every_publish(world: World, proxy: Proxy) -> float:
 
 
 def lose_every_send(world: World, proxy: Proxy) -> None:
-    """A plain actor has no id of its sender's to be sent again under; it is told, and runs once."""
+    """Told *unknown*; the same message enqueued again, later, counts once."""
     app, plain = plain_app(warm_bus(world, proxy))
     drop = Drop(calling("enqueue"), times=None)
     proxy.arm(drop)
-    outcome = outcome_of_send(plain, "plain-2")
+    message = plain.message("plain-2")
+    outcome = outcome_of_send(app, message)
     proxy.arm(None)
     assert outcome == "unknown"
     assert drop.hits > 1
     assert [reply[:2] for reply in drop.lost] == [b":1", *[b":0"] * (drop.hits - 1)], "its own retries counted once"
     world.publishing.note("plain-2", "unknown")
+    app.broker.enqueue(message)
+    assert app.bus.store.pending("plain") <= 1, "the same message became two jobs"
     world.wait(lambda: "plain-2" in world.journal.done(), "what was queued all the same to run", 10)
     app.broker.close()
 
@@ -162,8 +165,10 @@ def lose_send_and_server(world: World, proxy: Proxy) -> int:
     world.publishing.note("plain-0", "accepted")
     drop = Drop(calling("enqueue"), then_away=True)
     proxy.arm(drop)
-    outcome = outcome_of_send(plain, "plain-1")
+    message = plain.message("plain-1")
+    outcome = outcome_of_send(app, message)
     proxy.come_back()
+    app.broker.enqueue(message)
     assert drop.hits == 1
     assert drop.lost == [b":1\r\n"], "the server had done it"
     assert outcome == "unknown", f"the task was queued, and its sender was told: {outcome}"
@@ -173,10 +178,10 @@ def lose_send_and_server(world: World, proxy: Proxy) -> int:
     return drop.hits
 
 
-def outcome_of_send(plain: dramatiq.Actor[[str], None], id: str) -> str | None:
+def outcome_of_send(app: App, message: dramatiq.Message[None]) -> str | None:
     """What the sender is told, in Dramatiq's own error, of a task whose queueing failed."""
     try:
-        plain.send(id)
+        app.broker.enqueue(message)
     except ConnectionClosed as error:
         assert isinstance(error.__cause__, BusUnavailable)
         return error.__cause__.outcome

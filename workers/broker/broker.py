@@ -19,7 +19,7 @@ from dramatiq.common import current_millis
 from dramatiq.errors import ConnectionClosed, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import MiddlewareError
 
-from bus import Bus, BusUnavailable
+from bus import Bus, BusUnavailable, UnsafeServer
 from bus.store.base import Store
 from workers.broker.consumer import LaneConsumer
 from workers.broker.lease import Lease
@@ -31,6 +31,9 @@ __all__ = ["LaneBroker", "MemoryBroker", "make_broker"]
 
 JOIN_POLL_S = 0.002
 JOIN_POLL_MOST_S = 0.05
+REACH_PAUSE_S = 0.1
+MOST_UNSURE = 1_000
+"""Messages of unknown fate that are remembered, so that enqueueing one again does not make it two."""
 
 
 class LaneBroker(Broker):
@@ -48,6 +51,7 @@ class LaneBroker(Broker):
         """What the worker prefetches where nobody has chosen a number."""
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
         self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.handlers_of)
+        self._unsure: dict[str, str] = {}  # message id -> id of the job that it may have become
         self._stack: tuple[Middleware, ...] = ()
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., None]]]] = {}
         super().__init__(middleware)
@@ -131,7 +135,9 @@ class LaneBroker(Broker):
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Queue a message, ``delay`` milliseconds from now or for its ``eta``. Such wait in the store, at any distance.
 
-        Raises ``QueueNotFound`` for a queue that no actor of this process declares, and ``ConnectionClosed``.
+        Raises ``QueueNotFound`` for a queue that no actor of this process declares, and ``ConnectionClosed``, whose cause
+        says whether the message was ``refused`` or its fate is ``unknown``: then this process may enqueue the same message
+        again within the idempotency window, and it counts once. Otherwise each call queues a job, as Dramatiq's does.
         """
         if message.queue_name not in self.queues:
             raise QueueNotFound(message.queue_name)
@@ -141,16 +147,24 @@ class LaneBroker(Broker):
         self.emit_before("enqueue", message, delay)
         stored = message.copy()
         eta = stored.options.pop("eta", None)
-        if delay is None and isinstance(eta, int):
-            due = f"={eta}"
+        if delay is None and isinstance(eta, int | float):
+            due = f"={int(eta)}"
         self.put(stored, due)
         self.emit_after("enqueue", message, delay)
         return message
 
     def put(self, message: Message[Any], due: str = "") -> None:
         """Queue a message as it is, past the middleware; ``due`` as in :class:`bus.store.base.Post`."""
-        job = job_of(message, str(uuid.uuid4()), self._priority(message.actor_name), due)
-        self._reach(lambda: self.store.enqueue(job, int(self.bus.limits.window_s * 1000)))
+        job_id = self._unsure.pop(message.message_id, None) or str(uuid.uuid4())
+        job = job_of(message, job_id, self._priority(message.actor_name), due)
+        try:
+            self._reach(lambda: self.store.enqueue(job, int(self.bus.limits.window_s * 1000)))
+        except ConnectionClosed as error:
+            if isinstance(error.__cause__, BusUnavailable) and error.__cause__.outcome == "unknown":
+                self._unsure[message.message_id] = job_id
+                if len(self._unsure) > MOST_UNSURE:
+                    del self._unsure[next(iter(self._unsure))]
+            raise
 
     def _priority(self, actor_name: str) -> int:
         """Dramatiq's priorities are any number, lower first, 0 by default; ours are three."""
@@ -161,14 +175,19 @@ class LaneBroker(Broker):
     def _reach(self, act: Callable[[], Any]) -> Any:
         """Do something in the store, again within the deadline where the connection broke: ids make that safe."""
         deadline = time.monotonic() + self.bus.limits.deadline_s
-        self.bus.usable()
+        unknown = False
         while True:
+            sent_at = time.monotonic()
             try:
+                self.bus.usable()
                 return act()
             except BusUnavailable as error:
-                if time.monotonic() + 0.1 > deadline:
+                unknown = unknown or error.outcome == "unknown"  # a later refusal says nothing of what was sent before
+                took_s = time.monotonic() - sent_at
+                if sent_at + 2 * took_s + REACH_PAUSE_S > deadline or isinstance(error, UnsafeServer):
+                    error.outcome = "unknown" if unknown else "refused"
                     raise ConnectionClosed(str(error)) from error
-                time.sleep(0.1)
+                time.sleep(REACH_PAUSE_S)
 
     # -- consuming -----------------------------------------------------------------------------------------------------
 

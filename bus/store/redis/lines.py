@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 __all__ = ["Lines"]
 
@@ -25,10 +25,15 @@ _forked = threading.Lock()
 
 
 class Lines:
-    """At most ``most`` connections, opened when first needed. Safe from any thread, and after a fork."""
+    """At most ``most`` connections, opened when first needed. Safe from any thread, and after a fork.
 
-    def __init__(self, connect: Callable[[], Any], *, most: int, patience_s: float) -> None:
+    Without ``again`` a line that had died is not replaced: for commands whose repetition would rest on the server, while
+    the caller should know that what the first one took was lost on the way.
+    """
+
+    def __init__(self, connect: Callable[[], Any], *, most: int, patience_s: float, again: bool = True) -> None:
         self._connect = connect
+        self._again = again
         self._most = most
         self._patience_s = patience_s
         self._start()
@@ -56,12 +61,12 @@ class Lines:
             line, rested = self._take()
             try:
                 answers = _ask(line, commands)
-            except LostConnection:
-                if not rested:
+            except LostConnection as lost:
+                if not rested or not self._again:
                     raise
                 self.close()  # what rested beside it is as dead
                 closings, line = self._closings, self._connect()
-                answers = _ask(line, commands)
+                answers = _ask_again(line, commands, lost)
             self._put_back(line, closings)
             return answers
         finally:
@@ -97,6 +102,18 @@ def _ask(line: Any, commands: Sequence[Command]) -> list[Any]:
     except BaseException:
         line.disconnect()
         raise
+
+
+def _ask_again(line: Any, commands: Sequence[Command], lost: LostConnection) -> list[Any]:
+    """Over another line. What went over the lost one may have arrived: a refusal now does not say that it did not."""
+    try:
+        answers = _ask(line, commands)
+    except (RedisError, OSError):
+        raise lost from None
+    if any(isinstance(answer, RedisError) and not isinstance(answer, NoScriptError) for answer in answers):
+        line.disconnect()
+        raise lost
+    return answers
 
 
 def _answer(line: Any) -> Any:

@@ -146,7 +146,7 @@ def _never_connected(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, ConnectionRefusedError | FileNotFoundError) or "connecting to" in str(seen):
             return True
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return False
 
 
