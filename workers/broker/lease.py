@@ -36,7 +36,7 @@ GATHER = 64
 """Settlements that go at once; fewer wait a moment for company."""
 BEAT_S = 1.0
 """The longest time between two beats; a lease outlives several."""
-REST_S = 10.0
+REST_S = 5.0
 """How long the bell rests on the server at a time."""
 RETRY_S = 0.5
 MOST_TAKES = 4

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 POOL = 32
 """Connections for commands, a process; more threads than that wait their turn."""
-LONGEST_WAIT_S = 10.0
+LONGEST_WAIT_S = 5.0
 """The longest a blocking wait is left on the server; longer ones are made of these."""
 
 
