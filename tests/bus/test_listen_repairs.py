@@ -370,7 +370,7 @@ async def test_an_outcome_that_was_unknown_once_is_never_called_refused(
     start_server: Callable[..., Server], namespace: str
 ) -> None:
     server = start_server()
-    async with Bus(server.url, namespace=namespace, deadline_s=3.5) as bus:
+    async with Bus(server.url, namespace=namespace, deadline_s=5) as bus:
         await bus.publish({"type": "test.before"})
         server.freeze()
         publishing = asyncio.create_task(bus.publish({"type": "test.unknown"}))

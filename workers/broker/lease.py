@@ -145,16 +145,15 @@ class Lease:
         self.quiet = True
         self._ending.set()
         self._due.set()
+        self.refresh()
+        for thread in (bell, keeper):  # first: what they still take, or tell, is to be undone by what follows
+            thread.join(END_S)
         try:
-            self._store().poke(f"@{self.worker}")
-            bell.join(END_S)  # first: what it takes while it is woken must be handed back, too
             self.exchange()
             if self._hand_back_all_but_running():
                 self._store().leave(self.worker)
         except BusError as error:
             log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
-        bell.join(END_S)
-        keeper.join(END_S)
         self._keeper = self._bell = None
         with self.changed:  # only now: a last beat that named nothing as held would hand back what still runs
             self._held.clear()
