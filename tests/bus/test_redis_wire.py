@@ -1,0 +1,153 @@
+"""The bytes between us and a server: whatever comes, in whatever pieces."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import InvalidResponse, NoScriptError, OutOfMemoryError, ResponseError
+
+from bus.store.redis.wire import Wire, pack
+
+
+class Connection:
+    """As redis-py's, already connected."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.closed = False
+
+    def connect(self) -> None: ...
+
+    def disconnect(self) -> None:
+        self.closed = True
+        self._sock.close()
+
+
+@contextmanager
+def connected(timeout_s: float = 5) -> Iterator[tuple[Wire, Connection, socket.socket]]:
+    near, far = socket.socketpair()
+    near.settimeout(timeout_s)
+    connection = Connection(near)
+    try:
+        yield Wire(connection), connection, far
+    finally:
+        near.close()
+        far.close()
+
+
+def encoded(answer: Any) -> bytes:
+    match answer:
+        case None:
+            return b"$-1\r\n"
+        case int():
+            return b":%d\r\n" % answer
+        case bytes():
+            return b"$%d\r\n%b\r\n" % (len(answer), answer)
+        case _:
+            return b"*%d\r\n" % len(answer) + b"".join(map(encoded, answer))
+
+
+ANSWERS = st.recursive(
+    st.none() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=40), lambda inner: st.lists(inner, max_size=5)
+)
+
+
+@given(answers=st.lists(ANSWERS, min_size=1, max_size=4), cuts=st.lists(st.integers(0, 400), max_size=8))
+def test_answers_are_read_in_whatever_pieces_they_come(answers: list[Any], cuts: list[int]) -> None:
+    data = b"".join(map(encoded, answers))
+    places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    with connected() as (wire, _, far):
+
+        def trickle() -> None:
+            for start, end in pairwise(places):
+                far.sendall(data[start:end])
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        found = wire.ask([("PING",)] * len(answers))
+        sender.join()
+
+    assert found == answers
+
+
+def test_a_large_answer_and_a_large_command_are_one_piece() -> None:
+    large = bytes(range(256)) * 20_000
+    with connected() as (wire, _, far):
+        received = bytearray()
+
+        def serve() -> None:
+            wanted = len(pack([("SET", "key", large)]))
+            while len(received) < wanted:
+                received.extend(far.recv(1 << 20))
+            far.sendall(encoded(large) + b"+OK\r\n*-1\r\n")
+
+        server = threading.Thread(target=serve)
+        server.start()
+        assert wire.ask([("SET", "key", large)]) == [large]
+        server.join()
+        assert wire.ask([(), ()]) == [b"OK", None]
+
+    assert received == pack([("SET", "key", large)])
+
+
+def test_commands_travel_as_arrays_of_texts() -> None:
+    assert pack([("SET", "k\u00e9y", 12), (b"\r\n\x00",)]) == (
+        b"*3\r\n$3\r\nSET\r\n$4\r\nk\xc3\xa9y\r\n$2\r\n12\r\n*1\r\n$3\r\n\r\n\x00\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"-NOSCRIPT No matching script.\r\n", NoScriptError),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", OutOfMemoryError),
+        (b"-ERR unknown command\r\n", ResponseError),
+        (b"-\r\n", ResponseError),
+    ],
+)
+def test_an_error_is_an_answer_like_any_other(line: bytes, kind: type[Exception]) -> None:
+    with connected() as (wire, connection, far):
+        far.sendall(line + b":1\r\n")
+        error, one = wire.ask([("A",), ("B",)])
+
+    assert type(error) is kind
+    assert str(error) == line[1:-2].decode()
+    assert (one, connection.closed) == (1, False)
+
+
+def test_a_connection_that_ends_inside_an_answer_is_lost() -> None:
+    with connected() as (wire, connection, far):
+        far.sendall(b"*2\r\n$4\r\nab")
+        far.close()
+        with pytest.raises(LostConnection):
+            wire.ask([("A",)])
+
+    assert connection.closed
+
+
+def test_a_server_that_says_nothing_in_time_leaves_no_half_read_connection() -> None:
+    with connected(timeout_s=0.01) as (wire, connection, far):
+        far.sendall(b"*2\r\n:1\r\n")
+        with pytest.raises(TimeoutError):
+            wire.ask([("A",)])
+
+    assert connection.closed
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*many\r\n", b"$\r\n"])
+def test_what_is_no_redis_server_is_told_so(line: bytes) -> None:
+    with connected() as (wire, connection, far):
+        far.sendall(line)
+        with pytest.raises(InvalidResponse):
+            wire.ask([("A",)])
+
+    assert connection.closed
