@@ -34,7 +34,7 @@ class Attempt:
 class DeadLetter:
     """One piece of work that ended here. ``lost`` counts the workers that died with it.
 
-    ``event`` is there for a handler's work, ``task`` (actor, args, kwargs) for a plain actor's, and neither where the
+    ``event`` is there for a handler's work, ``task`` (id, actor, args, kwargs) for a plain actor's, and neither where the
     bytes could not be read. ``reason`` is ``failed`` or ``poison`` (its workers died under it).
     """
 
@@ -62,7 +62,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which dead letters: those that fit everything that is given. Times are aware datetimes."""
+    """Which dead letters: those that fit everything that is given. Times are aware datetimes.
+
+    ``error`` is the kind of the last error, or ``poison`` for work that its workers died of.
+    """
 
     handler: str | None = None
     type: str | None = None
@@ -75,7 +78,7 @@ class Wanted:
         return (
             (self.handler is None or letter.handler == self.handler)
             and (self.type is None or letter.type == self.type)
-            and (self.error is None or letter.error == self.error)
+            and (self.error is None or self.error in (letter.error, letter.reason))
             and (self.since is None or letter.at >= self.since)
             and (self.until is None or letter.at < self.until)
         )
@@ -163,7 +166,7 @@ def _letter(dead: Dead) -> DeadLetter:
 def _anew(dead: Dead) -> bytes:
     """The notes to begin again with: no retries used, and what was tried before still told."""
     notes = _notes(dead)
-    return json.dumps({"before": [*notes.get("before", []), *notes.get("attempts", [])][-50:]}).encode()
+    return json.dumps({"before": [*notes.get("before", []), *notes.get("attempts", [])][-500:]}).encode()
 
 
 def _notes(dead: Dead) -> dict[str, Any]:
@@ -188,7 +191,12 @@ def _task(body: bytes) -> dict[str, Any] | None:
         return None
     try:
         message = json.loads(body[1:])
-        return {"actor": message["actor_name"], "args": message["args"], "kwargs": message["kwargs"]}
+        return {
+            "id": message["message_id"],
+            "actor": message["actor_name"],
+            "args": message["args"],
+            "kwargs": message["kwargs"],
+        }
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bus import Bus
 from bus.bindings import Binding
@@ -41,7 +41,7 @@ class Runtime:
         self._lifespans = lifespans
         self._resources: Resources | None = None
 
-    def start(self, broker: LaneBroker, bindings: Iterable[Binding]) -> None:
+    def start(self, broker: LaneBroker, bindings: Callable[[], Iterable[Binding]]) -> None:
         """Open everything. Raises :class:`~workers.errors.BootFailed`, with the cause behind it, and leaves nothing open."""
         if self._resources is not None:
             return
@@ -51,10 +51,9 @@ class Runtime:
             self.loop.start()
             self._resources = Resources(self._bus, self._lifespans)
             self.loop.call(self._resources.open(), BOOT_S)
-            wanted = list(bindings)
-            self._bus.bind(wanted)
+            self._bus.bind(bindings())
             # A server that comes back empty knows no bindings, and publishers would queue work for nobody.
-            broker.lease.when_forgotten = lambda: self._bus.bind(wanted)
+            broker.lease.when_forgotten = lambda: self._bus.bind(bindings())
             broker.lease.start()
         except BaseException as error:
             self.stop(broker)

@@ -10,8 +10,8 @@ from workers.errors import InvalidStep
 
 __all__ = ["StepLedger"]
 
-KEPT_MS = 7 * 24 * 3600 * 1000
-"""As long as a dead letter, which may be replayed; the store forgets sooner what is done."""
+LINGER_MS = 3_600_000
+"""How long a step is kept of a job that is done already: its worker had lost its lease, and does not know."""
 LONGEST_NAME = 200
 MOST_BYTES = 256 * 1024
 
@@ -50,6 +50,6 @@ class StepLedger:
         kept = (
             self._loose.setdefault(step, data)
             if self._job is None
-            else self._bus.store.record(self._job, step, data, KEPT_MS)
+            else self._bus.store.record(self._job, step, data, LINGER_MS)
         )
         return json.loads(kept)

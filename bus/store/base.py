@@ -268,9 +268,9 @@ class Store(Protocol):
     def recall(self, job: str, step: str) -> bytes | None:
         """What a step of a job gave, or ``None`` where that is not recorded (any more)."""
 
-    def record(self, job: str, step: str, value: bytes, keep_ms: int) -> bytes:
+    def record(self, job: str, step: str, value: bytes, linger_ms: int) -> bytes:
         """Keep what a step gave. The first to say counts; returns what is kept. Safe twice.
 
-        All steps of a job are forgotten together: ``keep_ms`` after the last was recorded, or an hour after the job was
-        done or dropped.
+        All steps of a job are kept as long as the job, its time among the dead letters included, and forgotten together an
+        hour after it was done or dropped. Of a job that is not kept (any more) they are forgotten in ``linger_ms``.
         """

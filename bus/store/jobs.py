@@ -87,7 +87,7 @@ class Settlement(NamedTuple):
 class Beat(NamedTuple):
     """What a heartbeat found: when the next delayed work is due (ms from now, ``None`` for never), and what it moved.
 
-    ``forgotten``: the store did not know the worker. It is the first beat, or the lease had run out, or the store has
+    Of the recovered ones ``buried`` had lost too many leases and went to the dead letters. ``forgotten``: the store did not know the worker. It is the first beat, or the lease had run out, or the store has
     lost its data, bindings included.
     """
 
@@ -95,6 +95,7 @@ class Beat(NamedTuple):
     recovered: int
     handed_back: int
     forgotten: bool
+    buried: int = 0
 
 
 class Count(NamedTuple):

@@ -128,7 +128,10 @@ def test_letters_are_found_by_handler_type_error_and_time(app: App, bus: Bus, le
     assert (count(since=now - timedelta(hours=1)), count(since=now + timedelta(hours=1))) == (3, 0)
     assert (count(until=now + timedelta(hours=1)), count(until=now - timedelta(hours=1))) == (3, 0)
     assert len(list(letters.find(limit=2))) == 2
-    assert next(letters.find(Wanted(handler="plain"))).task == {"actor": "plain", "args": [7], "kwargs": {}}
+    task = next(letters.find(Wanted(handler="plain"))).task
+    assert task is not None
+    assert task.pop("id")
+    assert task == {"actor": "plain", "args": [7], "kwargs": {}}
 
 
 def test_what_cannot_be_read_is_listed_all_the_same(app: App, bus: Bus, letters: DeadLetters) -> None:
@@ -174,7 +177,8 @@ def test_list_and_show_tell_a_person_and_a_program(dead: Any) -> None:
     shown = dead("show", facts[0]["job"])
     whole = json.loads(dead("show", facts[0]["job"], "--json").stdout)
 
-    assert [line.count("mailer  test.mail  2x  ConnectionError") for line in listed.stdout.splitlines()] == [1, 1, 1]
+    for line, fact in zip(listed.stdout.splitlines(), facts, strict=True):
+        assert f"mailer  test.mail  {fact['id']}  a1  2x  ConnectionError" in line
     assert [fact["attempts"][-1]["message"] for fact in facts] == [f"no mail server for {n}, 34" for n in (2, 1, 0)]
     assert "attempt 2 at" in shown.stdout
     assert '{"agent_id": "a1", "n": 2}' in shown.stdout
@@ -198,9 +202,9 @@ def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, 
     one = dead("replay", numbers[0])
     rest = dead("drop", "--handler", "mailer")
 
-    assert (one.returncode, one.stderr) == (0, "replayed 1, 0 were not there\n")
-    assert (rest.returncode, rest.stderr) == (0, "dropped 2, 0 were not there\n")
-    assert dead("drop", "--all").stderr == "dropped 0, 0 were not there\n"
+    assert (one.returncode, one.stderr) == (0, "replayed 1\n")
+    assert (rest.returncode, rest.stderr) == (0, "dropped 2\n")
+    assert dead("drop", "--all").stderr == "dropped 0\n"
     bus = Bus(redis_url, namespace=namespace).open_sync()
     assert (bus.store.pending("default"), bus.store.dead_count()) == (1, 0)
     bus.close_sync()

@@ -123,7 +123,10 @@ class LaneBroker(Broker):
     def declare_actor(self, actor: Any) -> None:
         if "|" in actor.actor_name or not actor.actor_name.isprintable() or " " in actor.actor_name:
             raise InvalidHandler(f"an actor's name has no '|', space or control character: rename {actor.actor_name!r}")
+        if actor.options.get("throws") is not None:
+            actor.options["throws"] = _exception_classes(actor.actor_name, actor.options["throws"])
         super().declare_actor(actor)
+        self.lease.ring(actor.queue_name)
         self.lease.refresh()
 
     def handlers_of(self, queue: str) -> tuple[str, ...]:
@@ -265,6 +268,14 @@ class MemoryBroker(LaneBroker, StubBroker):
         """
         strangers = list(self._strangers.get(queue, ()))
         return (*super().handlers_of(queue), *(name for name in strangers if name not in self.actors))
+
+
+def _exception_classes(actor: str, throws: Any) -> tuple[type[BaseException], ...]:
+    """What ``throws`` names. Anything else would raise in the moment in which a failure is judged."""
+    found = tuple(throws) if isinstance(throws, tuple | list) else (throws,)
+    if not all(isinstance(one, type) and issubclass(one, BaseException) for one in found):
+        raise InvalidHandler(f"throws= of {actor} must be an exception class, or several")
+    return found
 
 
 def make_broker(bus: Bus, middleware: list[Middleware]) -> LaneBroker:

@@ -116,7 +116,7 @@ class LaneConsumer(Consumer):
     # -- the inside ----------------------------------------------------------------------------------------------------
 
     def _end(self, message: MessageProxy) -> None:
-        if isinstance(message, LaneMessage):
+        if isinstance(message, LaneMessage) and not message.withdrawn:
             self._settle(message.settlement())
 
     def _settle(self, settlement: Settlement) -> None:
@@ -177,9 +177,11 @@ class LaneConsumer(Consumer):
         """A job as a message, or ``None`` for one that cannot be read: that goes to the dead letters."""
         try:
             return open_job(one)
-        except ValueError as error:
-            log.error("job %s cannot be read and goes to the dead letters: %s", one.job, error)
-            self._settle(undecodable(one, str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread and the other jobs go on
+            # Ours say what is wrong and quote nothing; of a surprise only the kind is known to be safe to tell.
+            why = str(error) if type(error) is ValueError else f"reading it raised {type(error).__name__}"
+            log.error("job %s cannot be read and goes to the dead letters: %s", one.job, why)
+            self._settle(undecodable(one, why))
             return None
 
     def _wish(self) -> Wish | None:
@@ -190,6 +192,8 @@ class LaneConsumer(Consumer):
             if limit:
                 self._room.serve(self._queue)
         handlers = self._broker.handlers_of(self._queue)
+        if not handlers:
+            self._drained = True  # an actor that is declared later rings
         if not handlers or limit <= 0:
             return None
         self._turn += 1

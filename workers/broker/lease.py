@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -39,6 +40,8 @@ BEAT_S = 1.0
 REST_S = 5.0
 """How long the bell rests on the server at a time."""
 RETRY_S = 0.5
+STUCK_S = 1.0
+"""Where nothing is settled for so long, what was fetched ahead is handed back."""
 MOST_TAKES = 4
 """Queues for which the bell takes as it is woken; with more of them it only rings, for each take is tried at each ring."""
 END_S = 2.0
@@ -75,6 +78,7 @@ class _Holding:
 
     ticket: int
     queue: str
+    since: float
     thread: threading.Thread | None = None
     """Who works on it, once it has begun."""
 
@@ -180,38 +184,62 @@ class Lease:
     def settle(self, queue: str, settlement: Settlement) -> None:
         """Put a settlement on the pile; it travels with the next take, or within milliseconds. Never blocks."""
         with self.changed:
+            holding = self._open.get(settlement.job)
+            if holding is None or holding.ticket != settlement.ticket:
+                return  # handed back meanwhile
+            self._settlements.append(settlement)  # first: an interrupt between the two must not lose it
             self._close_one(settlement.job)
-            self._settlements.append(settlement)
             # Consumers sleep through the gathering: only what may change their minds is worth a switch of threads.
             waiting = len(self._settlements)
             if waiting == 1 or waiting >= GATHER or self.room.load(queue) == 0:
                 self.changed.notify_all()
 
-    def _close_one(self, job: str) -> None:
+    def _close_one(self, job: str, *, settled: bool = True) -> None:
         """Nobody works on it any more, or ever will."""
         holding = self._open.pop(job, None)
         if holding is not None:
-            self.room.free(holding.queue)
+            self.room.free(holding.queue, settled=settled)
             if holding.thread is not None and self._at_work.get(holding.thread) == job:
                 del self._at_work[holding.thread]
 
-    def begin(self, job: str) -> None:
-        """Note that the calling thread is about to run a job's handler."""
+    def begin(self, job: str, ticket: int) -> bool:
+        """Note that the calling thread is about to run a job's handler; ``False`` where it was handed back meanwhile."""
         thread = threading.current_thread()
         with self.changed:
             left = self._at_work.get(thread)
             if left is not None:
                 self._abandon(left)
             holding = self._open.get(job)
-            if holding is not None:
-                holding.thread = thread
-                self._at_work[thread] = job
+            if holding is None or holding.ticket != ticket:
+                return False
+            holding.thread = thread
+            self._at_work[thread] = job
+            return True
 
     def _abandon(self, job: str) -> None:
         """Let go of a job that was begun and never settled, for its thread is gone or does something else."""
         log.error("job %s was left unsettled by its thread: it is handed back and runs again", job)
-        self._close_one(job)
+        self._close_one(job, settled=False)
         self._held.pop(job, None)  # what a beat does not name goes back
+
+    def _withdraw_the_stuck(self) -> bool:
+        """Hand back what was fetched ahead of work that then took long: others may do it now, and its lanes go on.
+
+        Returns whether there was any. Under ``changed``.
+        """
+        now = time.monotonic()
+        if not self._at_work or now - self.room.settled_at < STUCK_S:
+            return False
+        stuck = [
+            (job, one.ticket)
+            for job, one in self._open.items()
+            if one.thread is None and now - one.since >= STUCK_S and not self.room.chosen(one.queue)
+        ]
+        for job, ticket in reversed(stuck):
+            self._close_one(job, settled=False)
+            self._settlements.append(Settlement(job, ticket, "back"))
+        self.room.measure()
+        return bool(stuck)
 
     def running(self) -> int:
         """How many jobs have begun and are not settled."""
@@ -255,8 +283,8 @@ class Lease:
     def _receive(self, answer: Exchange | Woken) -> None:
         """Note what was taken. Under ``changed``."""
         for taken in answer.taken:
-            self._close_one(taken.job)  # ours before, and lost: it came back to us
-            self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, taken.route.queue)
+            self._close_one(taken.job, settled=False)  # ours before, and lost: it came back to us
+            self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, taken.route.queue, time.monotonic())
             self.room.fill(taken.route.queue)
         if answer.apart != self.room.apart_for:
             self.room.apart_for = answer.apart
@@ -306,6 +334,12 @@ class Lease:
         """Whether the bell rests on this queue right now."""
         return queue in self._awake_for
 
+    def ring(self, queue: str) -> None:
+        """There may be work for a queue."""
+        with self.changed:
+            self._rung.add(queue)
+            self.changed.notify_all()
+
     def refresh(self) -> None:
         """Have the bell look again at which queues it rings for. Nothing to do where no bell runs."""
         if self._bell is None:
@@ -324,10 +358,13 @@ class Lease:
                 for thread, job in list(self._at_work.items()):
                     if not thread.is_alive():
                         self._abandon(job)
+                stuck = self._withdraw_the_stuck()
                 ticket, unanswered = self._tickets, sorted(self._open_tickets)
                 held = list(self._held)
                 serves = [f"{queue}|{handler}" for queue in self._waiters for handler in self._handlers_of(queue)]
             try:
+                if stuck:
+                    self.exchange()
                 beat = self._store().beat(
                     self.worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered
                 )
@@ -339,8 +376,16 @@ class Lease:
                 if away:
                     log.info("the lease is renewed again")
                 away = False
-                if beat.recovered:
-                    log.warning("%d job(s) of workers whose leases ran out can be taken again", beat.recovered)
+                if beat.recovered > beat.buried:
+                    again = beat.recovered - beat.buried
+                    log.warning("%d job(s) of workers whose leases ran out can be taken again", again)
+                if beat.buried:
+                    log.error(
+                        "%d job(s) under which %d workers died went to the dead letters: "
+                        "'callboard dead list --error poison' shows them",
+                        beat.buried,
+                        MAX_LOST,
+                    )
                 if beat.forgotten:
                     self._be_known_again(known=known)
                 known = True
@@ -359,20 +404,29 @@ class Lease:
 
     def _listen(self) -> None:
         while not self._ending.is_set():
-            takes = self._wishes()
-            self._awake_for = frozenset(take.queue for take in takes)
-            names = [f"{take.queue}|{handler}" for take in takes for handler in take.handlers]
-            tried = takes if len(takes) <= MOST_TAKES else []
             try:
-                woken = self._store().wait(["$due", f"@{self.worker}", *names], REST_S, self.worker, tried)
-            except BusError:
-                self._end_tickets(takes)
+                self._rest()
+            except Exception:
+                log.exception("the bell stumbled, and goes on")
                 self._ending.wait(RETRY_S)
-                self._ring_all()  # what was rung meanwhile rang for others, or for nobody
-                continue
-            if woken.rang == "$due":
-                self._due.set()
-            self._hand_on(woken, takes, tried)
+                self._ring_all()
+
+    def _rest(self) -> None:
+        """Rest on the wake-ups until one rings, and hand on what came of it."""
+        takes = self._wishes()
+        self._awake_for = frozenset(take.queue for take in takes)
+        names = [f"{take.queue}|{handler}" for take in takes for handler in take.handlers]
+        tried = takes if len(takes) <= MOST_TAKES else []
+        try:
+            woken = self._store().wait(["$due", f"@{self.worker}", *names], REST_S, self.worker, tried)
+        except BusError:
+            self._end_tickets(takes)
+            self._ending.wait(RETRY_S)
+            self._ring_all()  # what was rung meanwhile rang for others, or for nobody
+            return
+        if woken.rang == "$due":
+            self._due.set()
+        self._hand_on(woken, takes, tried)
 
     def _wishes(self) -> list[Take]:
         """What to rest on, and to take there. A queue without room leaves its ring to another process."""
@@ -409,10 +463,10 @@ class Lease:
                     self._rung.add(take.queue)
                     self.changed.notify_all()
             for one in reversed(returned):
-                self._close_one(one.job)
+                self._close_one(one.job, settled=False)
                 self._settlements.append(Settlement(one.job, one.ticket, "back"))
         for waiter, taken in brought:
-            waiter.bring(taken)
+            waiter.bring(taken)  # which never raises for what was taken
         rang_in_vain = (
             woken.rang is not None and woken.rang.partition("|")[0] in {take.queue for take in takes} - glad.keys()
         )

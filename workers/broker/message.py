@@ -19,8 +19,12 @@ EVENT = b"e"
 MESSAGE = b"m"
 """The first byte of a job's body: an event's envelope, or a Dramatiq message."""
 
-KEPT_ATTEMPTS = 20
+WHOLE_ATTEMPTS = 20
+"""The last so many attempts are kept with their tracebacks, earlier ones without."""
+KEPT_ATTEMPTS = 500
 KEPT_TEXT = 8_000
+UNJUDGED_RETRY_MS = 1_000
+MOST_UNJUDGED = 20
 
 
 class LaneMessage(MessageProxy):
@@ -40,9 +44,11 @@ class LaneMessage(MessageProxy):
         self.holds_lane = True
         self.hand_back = False
         self.keep_exception = False
+        self.withdrawn = False
+        """Whether it was handed back before it began: nobody is to do, or to settle it here."""
 
     def __str__(self) -> str:
-        return f"{self._message.actor_name}({self._message.message_id})"
+        return f"job {self.taken.job} of {self._message.actor_name} ({self._message.message_id})"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
@@ -59,7 +65,7 @@ class LaneMessage(MessageProxy):
 
     def record(self, error: BaseException) -> None:
         """Note a failed attempt: when, what, and where (without the values of local variables)."""
-        trace = "".join(traceback.format_exception(error, limit=30))
+        trace = _trace(error)
         self.attempts.append(
             {
                 "at_ms": int(time.time() * 1000),
@@ -77,6 +83,13 @@ class LaneMessage(MessageProxy):
             if self._exception is not None and not self.attempts:
                 self.record(self._exception)
             return Settlement(self.taken.job, self.taken.ticket, "dead", notes=self._notes())
+        if self._exception is not None and self.retry_in_ms is None:
+            # It failed, and whoever was to judge that was cut short (a time limit, say): not an ack.
+            self.record(self._exception)
+            self._message.options["retries"] = self._message.options.get("retries", 0) + 1
+            if len(self.attempts) >= MOST_UNJUDGED:
+                return Settlement(self.taken.job, self.taken.ticket, "dead", notes=self._notes())
+            self.retry_in_ms = UNJUDGED_RETRY_MS
         if self.retry_in_ms is not None:
             verdict: Verdict = "retry" if self.holds_lane else "pass"
             return Settlement(self.taken.job, self.taken.ticket, verdict, self.retry_in_ms, self._notes())
@@ -89,10 +102,15 @@ class LaneMessage(MessageProxy):
     def _notes(self) -> bytes:
         # Options grow while a message is processed (retries, traceback); the attempts tell the rest.
         options = {name: value for name, value in self._message.options.items() if name != "traceback"}
-        notes = {"options": options, "attempts": self.attempts[-KEPT_ATTEMPTS:]}
+        short = [{**one, "message": one["message"][:200], "traceback": ""} for one in self.attempts[:-WHOLE_ATTEMPTS]]
+        notes = {"options": options, "attempts": [*short, *self.attempts[-WHOLE_ATTEMPTS:]][-KEPT_ATTEMPTS:]}
         if self._before:
             notes["before"] = self._before  # attempts of an earlier life, before it was replayed
-        return json.dumps(notes, default=str).encode()
+        try:
+            return json.dumps(notes, default=str).encode()
+        except Exception:  # noqa: BLE001 - an option of somebody's that is no JSON: the attempts count more
+            notes["options"] = {"retries": int(options.get("retries", 0))}
+            return json.dumps(notes).encode()
 
 
 def _text(error: BaseException) -> str:
@@ -103,6 +121,14 @@ def _text(error: BaseException) -> str:
         return f"(its text cannot be had: {type(fault).__name__})"
 
 
+def _trace(error: BaseException) -> str:
+    """Where it was raised; how its class answers to attributes that are looked up is the app's code as well."""
+    try:
+        return "".join(traceback.format_exception(error, limit=30))
+    except Exception:  # noqa: BLE001 - whatever it raises, the attempt is recorded
+        return "".join(traceback.format_tb(error.__traceback__, limit=30)) + type(error).__name__
+
+
 def body_of(message: Message[Any]) -> bytes:
     """A plain message as a job's body."""
     return MESSAGE + message.encode()
@@ -111,7 +137,7 @@ def body_of(message: Message[Any]) -> bytes:
 def open_job(taken: Taken) -> LaneMessage:
     """Read a job. Raises ``ValueError`` for bytes that are none; the text names no content."""
     notes = json.loads(taken.notes) if taken.notes else {}
-    options = notes.get("options", {})
+    options = {name: value for name, value in notes.get("options", {}).items() if name != "throws"}  # classes: no JSON
     kind, body = taken.body[:1], taken.body[1:]
     if kind == EVENT:
         try:
@@ -130,12 +156,23 @@ def open_job(taken: Taken) -> LaneMessage:
         )
         return LaneMessage(message, taken, envelope, notes)
     if kind == MESSAGE:
-        try:
-            message = Message.decode(body)
-        except DecodeError:
-            raise ValueError("these bytes are not a Dramatiq message") from None
-        return LaneMessage(message.copy(options=options), taken, None, notes)
+        return LaneMessage(_plain_message(body, taken).copy(options=options), taken, None, notes)
     raise ValueError("the job's first byte names no known kind of work")
+
+
+def _plain_message(body: bytes, taken: Taken) -> Message[Any]:
+    """A Dramatiq message that is what it should be: others would end the thread that meets them."""
+    try:
+        message: Message[Any] = Message.decode(body)
+    except (DecodeError, TypeError):
+        raise ValueError("these bytes are not a Dramatiq message") from None
+    if (message.queue_name, message.actor_name) != (taken.route.queue, taken.route.handler):
+        raise ValueError("this Dramatiq message is for another queue or actor than the one that it was queued for")
+    fields = (message.args, list | tuple), (message.kwargs, dict), (message.options, dict), (message.message_id, str)
+    if not all(isinstance(value, kind) for value, kind in fields):
+        raise ValueError("a field of this Dramatiq message is of a wrong type")
+    message.options.pop("throws", None)  # classes: no JSON
+    return message
 
 
 def undecodable(taken: Taken, why: str) -> Settlement:

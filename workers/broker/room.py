@@ -25,6 +25,8 @@ class Room:
     def __init__(self) -> None:
         self.apart_for = ""
         """The queue with a suspect for which this worker is set apart: until it holds nothing there is no room."""
+        self.settled_at = time.monotonic()
+        """When a job was last settled."""
         self._loads: Counter[str] = Counter()
         self._load = 0
         self._least = self._most = 1
@@ -62,6 +64,10 @@ class Room:
 
     # -- what is in it -------------------------------------------------------------------------------------------------
 
+    def chosen(self, queue: str) -> bool:
+        """Whether somebody has chosen how many jobs of a queue to fetch ahead."""
+        return self._limits.get(queue, MOST_AHEAD) < MOST_AHEAD
+
     def load(self, queue: str) -> int:
         """How many jobs of a queue are in it."""
         return self._loads[queue]
@@ -71,11 +77,13 @@ class Room:
         self._loads[queue] += 1
         self._load += 1
 
-    def free(self, queue: str) -> None:
+    def free(self, queue: str, *, settled: bool = True) -> None:
         """A job was settled, or is gone."""
         self._loads[queue] -= 1
         self._load -= 1
-        self._settled += 1
+        if settled:
+            self._settled += 1
+            self.settled_at = time.monotonic()
 
     def measure(self) -> None:
         """Follow the pace at which jobs are settled, smoothed over ``PACE_S``; a longer silence forgets what was."""

@@ -90,7 +90,8 @@ def _run() -> int:
     except Exception as error:
         if not isinstance(error, _Complaint):
             raise
-        tell_error(f"{error.format_message().rstrip('.')}; see 'callboard --help'")
+        command = getattr(getattr(error, "ctx", None), "command_path", "callboard")
+        tell_error(f"{error.format_message().rstrip('.')}; see '{command} --help'")
         return error.exit_code
     return done if isinstance(done, int) else 0
 

@@ -32,7 +32,8 @@ dead = typer.Typer(
 Handler = Annotated[str | None, typer.Option("--handler", metavar="NAME", help="Only this handler's.")]
 Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only events of this type.")]
 Error = Annotated[
-    str | None, typer.Option("--error", metavar="KIND", help="Only those whose last error is of this kind.")
+    str | None,
+    typer.Option("--error", metavar="KIND", help="Only those whose last error is of this kind, or 'poison'."),
 ]
 Since = Annotated[
     str | None,
@@ -57,7 +58,7 @@ def list_(
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
-    """List dead letters, newest first: number, when, handler, event and last error."""
+    """List dead letters, newest first: number, when, handler, event with its id and key, tries and last error."""
     wanted = _wanted(handler, type_, error, since, until)
     with _letters(url, namespace) as letters:
         found = 0
@@ -110,7 +111,7 @@ def replay(
                 bar.advance(task)
                 if not done:
                     gone.append(job)
-    tell(f"replayed {len(numbers) - len(gone)}, {len(gone)} were not there")
+    tell(f"replayed {len(numbers) - len(gone)}")
     _complain_of(gone if jobs else [])
 
 
@@ -132,7 +133,7 @@ def drop(
         numbers = _chosen(letters, jobs, wanted, everything=everything)
         gone = [job for job in numbers if jobs and letters.get(job) is None]
         dropped = letters.drop(numbers)
-    tell(f"dropped {dropped}, {len(numbers) - dropped} were not there")
+    tell(f"dropped {dropped}")
     _complain_of(gone)
 
 
@@ -187,8 +188,10 @@ def _line(letter: DeadLetter) -> str:
     last = letter.attempts[-1] if letter.attempts else None
     why = f"{last.error}: {last.message}" if last else f"{letter.lost} workers died with it"
     what = letter.type or (letter.task or {}).get("actor") or "unreadable"
-    when, tries = f"{letter.at:%Y-%m-%d %H:%M:%S}", f"{len(letter.attempts)}x"
-    return "  ".join([f"{letter.job:>6}", when, one_line(letter.handler), one_line(what), tries, one_line(why)[:200]])
+    of = letter.event.id if letter.event is not None else (letter.task or {}).get("id", "")
+    when, tries = f"{letter.at:%Y-%m-%d %H:%M:%S}", f"{len(letter.attempts)}x" if last else letter.reason
+    parts = [f"{letter.job:>6}", when, one_line(letter.handler), one_line(what), str(of), one_line(letter.key), tries]
+    return "  ".join([*(part for part in parts if part), one_line(why)[:200]])
 
 
 def _page(letter: DeadLetter) -> Iterator[str]:
@@ -219,6 +222,7 @@ def _facts(letter: DeadLetter, *, whole: bool) -> dict[str, Any]:
         "queue": letter.queue,
         "key": letter.key or None,
         "type": letter.type,
+        "id": letter.event.id if letter.event is not None else (letter.task or {}).get("id"),
         "lost": letter.lost,
         "attempts": [_attempt(attempt, whole=whole) for attempt in letter.attempts],
     }

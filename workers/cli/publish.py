@@ -130,6 +130,7 @@ class _Desk:
         self.published = 0
         self.duplicates = 0
         self.skipped = 0
+        self.jobs = 0
         self._bus = bus
         self._as_json = as_json
 
@@ -138,6 +139,7 @@ class _Desk:
         for receipt in self._bus.publish_many_sync(publications):
             self.duplicates += receipt.duplicate
             self.published += not receipt.duplicate
+            self.jobs += receipt.jobs
             if self._as_json:
                 print(_as_json(receipt))
         sys.stdout.flush()
@@ -146,6 +148,10 @@ class _Desk:
         """The closing line."""
         skipped = f", {_counted(self.skipped, 'line')} skipped" if self.skipped else ""
         tell(f"published {_counted(self.published, 'event')}, {_counted(self.duplicates, 'duplicate')}{skipped}")
+        if self.published and not self.jobs:
+            tell(
+                "no handler is bound to that, so nobody works on it (an app's handlers are bound when a worker of it starts)"
+            )
 
 
 def _as_json(receipt: Receipt) -> str:

@@ -18,6 +18,7 @@ from workers.cli.options import Json, Namespace, Url, server_bus
 from workers.cli.outcome import FAILURE, Failed
 from workers.cli.terminal import printable, tell
 from workers.deadletters import DeadLetters
+from workers.errors import UnknownName
 from workers.queues import HeldLane, Queues, QueueState
 
 __all__ = ["queues"]
@@ -25,6 +26,10 @@ __all__ = ["queues"]
 queues = typer.Typer(
     rich_markup_mode="markdown",
     help="""How much work there is, by queue and handler, what it waits for, and who does it.
+
+    A job is *ready* (a worker can take it, unless paused), *in lanes* (behind another one of the same key), *delayed*
+    (until its time), *retrying* (it failed, and waits with its lane for the next try) or *in flight* (so many by so many
+    workers). *oldest* is the age of the oldest ready one; *workers* serve the handler. Columns without any are left out.
 
     Examples: `callboard queues`, `callboard queues held`, `callboard queues pause mail`, `callboard queues resume mail`,
     `callboard queues forget shop.old_handler`
@@ -46,7 +51,10 @@ def show(context: typer.Context, as_json: Json = False, url: Url = None, namespa
         for state in states:
             print(json.dumps({**asdict(state), "orphaned": state.orphaned}))
         return
-    Console(file=sys.stdout).print(_table(states))
+    if states:
+        Console(file=sys.stdout).print(_table(states))
+    else:
+        tell("no handler is bound here, and no work waits: start a worker, as in 'callboard worker module:app'")
     tell(f"dead letters {dead}" + (" ('callboard dead list' shows them)" if dead else ""))
     for state in states:
         if state.orphaned and state.bound:
@@ -100,7 +108,10 @@ def forget(handler: Handler, url: Url = None, namespace: Namespace = None) -> No
     Refused while a worker serves the handler, for it would bind it again when it next starts.
     """
     with _opened(url, namespace) as (found, _):
-        its = [state for state in found.look() if state.handler == handler]
+        states = found.look()
+        its = [state for state in states if state.handler == handler]
+        if not its:
+            raise UnknownName(handler, sorted({state.handler for state in states}))
         serving = sum(state.consumers for state in its)
         if serving:
             raise Failed(
@@ -124,39 +135,46 @@ def _opened(url: str | None, namespace: str | None) -> Iterator[tuple[Queues, De
 
 
 def _table(states: list[QueueState]) -> Table:
+    """A row for each handler; what nobody has anything of is left out, so that it fits a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("queue", "handler"):
-        table.add_column(column, overflow="fold")
-    for column in ("ready", "in lanes", "delayed", "retrying", "in flight", "oldest", "consumers"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for state in states:
-        flying = f"{sum(state.in_flight.values())} by {len(state.in_flight)}" if state.in_flight else "-"
-        counts = (state.ready, state.in_lanes, state.delayed, state.retrying)
+    columns = [
+        ("ready", [str(state.ready or "") for state in states]),
+        ("in lanes", [str(state.in_lanes or "") for state in states]),
+        ("delayed", [str(state.delayed or "") for state in states]),
+        ("retrying", [str(state.retrying or "") for state in states]),
+        ("in flight", [_flying(state) for state in states]),
+        ("oldest", [_span(state.oldest_s) for state in states]),
+        ("workers", [str(state.consumers or "none") for state in states]),
+        ("", [_remarks(state) for state in states]),
+    ]
+    columns = [(name, cells) for name, cells in columns if any(cells)]
+    table.add_column("queue", overflow="fold")
+    table.add_column("handler", overflow="fold", min_width=min(30, max(len(state.handler) for state in states)))
+    for name, _ in columns:
+        table.add_column(name, justify="right" if name else "left", overflow="fold", style=None if name else "yellow")
+    for at, state in enumerate(states):
         table.add_row(
-            Text(state.queue),
-            Text(state.handler),
-            *(str(n or "-") for n in counts),
-            flying,
-            _span(state.oldest_s),
-            str(state.consumers or "-"),
-            _remarks(state),
+            Text(state.queue), Text(state.handler), *(cells[at] or "-" * bool(name) for name, cells in columns)
         )
     return table
 
 
-def _remarks(state: QueueState) -> Text:
+def _flying(state: QueueState) -> str:
+    return f"{sum(state.in_flight.values())} by {len(state.in_flight)}" if state.in_flight else ""
+
+
+def _remarks(state: QueueState) -> str:
     remarks = [
         ("paused", state.paused),
         (f"{state.suspects} to be taken alone", state.suspects),
         ("nobody serves it", state.orphaned),
     ]
-    return Text(", ".join(text for text, so in remarks if so), style="yellow")
+    return ", ".join(text for text, so in remarks if so)
 
 
 def _lanes(lanes: list[HeldLane]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("handler", "lane", "waits for"):
+    for column in ("handler", "lane", "event"):
         table.add_column(column, overflow="fold")
     for column in ("job", "attempts"):
         table.add_column(column, justify="right")
@@ -176,7 +194,7 @@ def _lanes(lanes: list[HeldLane]) -> Table:
 
 def _span(seconds: float | None) -> str:
     if seconds is None:
-        return "-"
+        return ""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

@@ -53,8 +53,8 @@ def worker(
     """Run an app's handlers in this process, until SIGTERM or Ctrl-C.
 
     Then it takes no more work, lets handlers finish, hands the rest back and exits with 0; a second signal ends it at
-    once. Start as many as you like: they share the work, and each agent's events stay in order. Exit code 3 means that
-    it could not start. 'dramatiq MODULE:APP.broker' works as well.
+    once. Start as many as you like: they share the work, and each agent's events stay in order. Exit code 2 means
+    that it was asked wrongly (the app, a queue or the bus it names), 3 that it could not start (the server, a resource). 'dramatiq MODULE:APP.broker' works as well.
 
     For example:
 

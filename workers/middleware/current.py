@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from dramatiq import Broker, MessageProxy
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import Middleware, SkipMessage
 
 from bus.causation import CAUSE, Cause
 from workers.broker import LaneBroker
@@ -22,7 +22,9 @@ class CurrentJob(Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage) and isinstance(broker, LaneBroker):
-            broker.lease.begin(message.taken.job)
+            if not broker.lease.begin(message.taken.job, message.taken.ticket):
+                message.withdrawn = True
+                raise SkipMessage("it was handed back before it began")
             CURRENT.set(message)
             envelope = message.envelope
             if envelope is not None:

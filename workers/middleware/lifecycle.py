@@ -57,7 +57,7 @@ class Lifecycle(Middleware):
             return
         broker.usual_prefetch = min(2 * worker.worker_threads, 65535)
         try:
-            self._runtime.start(broker, self._bindings())
+            self._runtime.start(broker, self._bindings)
             if broker.owns_process and broker.bus.mode != "redis":  # the server was away, and the bus fell back
                 self._runtime.stop(broker)
                 raise MemoryWorker

@@ -19,6 +19,7 @@ from dramatiq.common import compute_backoff
 from dramatiq.errors import Retry
 from dramatiq.middleware import Retries, Shutdown
 
+from workers.broker import LaneBroker
 from workers.broker.message import LaneMessage
 
 __all__ = ["LaneRetries"]
@@ -56,9 +57,9 @@ class LaneRetries(Retries):
         except Exception as fault:
             # Dramatiq would swallow this, and the message would count as done. The app's retry_when may have raised it.
             log.exception("%s could not be judged after it had failed, and goes to the dead letters", message)
-            message.record(fault)
             message.retry_in_ms = None
             message.fail()
+            message.record(fault)
 
     def _judge(self, broker: Broker, message: LaneMessage, exception: BaseException) -> None:
         options = broker.get_actor(message.actor_name).options
@@ -69,7 +70,7 @@ class LaneRetries(Retries):
             message.retry_in_ms = LEFT_FOR_MS
             return
         stopped = isinstance(exception, Shutdown | asyncio.CancelledError | FutureCancelledError)
-        if stopped and message.envelope is not None:
+        if stopped and message.envelope is not None and isinstance(broker, LaneBroker) and broker.lease.quiet:
             message.attempts.pop()  # the worker is stopping: another one begins the event anew, at once
             message.hand_back = True
             return

@@ -5,7 +5,8 @@
 -- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 its last ticket and after it those whose
 --       answers are on their way, 4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of
 --       all that it serves, then the jobs that it holds. What is several is separated by spaces
--- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0}
+-- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0, of the
+--         recovered: how many were buried}
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
 local max_lost = tonumber(ARGV[4])
@@ -14,7 +15,7 @@ for ticket in string.gmatch(ARGV[3], '%d+') do
   if last_ticket then unanswered[tonumber(ticket)] = true else last_ticket, unanswered = tonumber(ticket), {} end
 end
 local now = now_ms()
-local recovered = 0
+local recovered, buried = 0, 0
 
 local function recover(job, record)
   local _, prio, queue, handler, key = unpack_held(record)
@@ -22,6 +23,7 @@ local function recover(job, record)
   any_lost = true
   if call('HINCRBY', P .. 'lost', job, 1) >= max_lost then
     bury(job, 'poison', prio, queue, handler, key, now)
+    buried = buried + 1
   else
     put_back(prio, queue, handler, key, job)
   end
@@ -58,27 +60,33 @@ local function strike_out(gone)
   call('ZREM', P .. 'workers', gone)
   call('HDEL', P .. 'serves', gone)
   call('HDEL', P .. 'apart', gone)
+  call('HDEL', P .. 'born', gone)
 end
 
 if lease == 0 then
   strike_out(worker)
   ring_all()
-  return { -1, 0, #strays, 0 }
+  return { -1, 0, #strays, 0, 0 }
 end
 local forgotten = call('ZADD', P .. 'workers', now + lease, worker)
 call('HSET', P .. 'serves', worker, ARGV[6])
 
--- 2. Time in which nobody could beat does not count: the server was away or hung, its workers were not.
-local silence = now - tonumber(call('HGET', P .. 'meta', 'b') or now)
-if silence > 3000 then
+-- 2. Time in which nobody could beat does not count: the server was away or hung, its workers were not. But only one who
+-- was there before it is a witness of that; to one who came since, it may be that all the others are dead. At its first
+-- beat it leaves their leases alone: a witness may beat yet.
+local last = tonumber(call('HGET', P .. 'meta', 'b') or now)
+local silence = now - last
+call('HSETNX', P .. 'born', worker, now)
+local sweeps = silence <= 3000 or forgotten == 0
+if silence > 3000 and forgotten == 0 and tonumber(call('HGET', P .. 'born', worker)) <= last then
   for _, one in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
     if one ~= worker then call('ZINCRBY', P .. 'workers', silence, one) end
   end
 end
-call('HSET', P .. 'meta', 'b', now)
+if sweeps then call('HSET', P .. 'meta', 'b', now) end
 
 -- 3. The leases that ran out.
-for _, gone in ipairs(call('ZRANGEBYSCORE', P .. 'workers', '-inf', now)) do
+for _, gone in ipairs(sweeps and call('ZRANGEBYSCORE', P .. 'workers', '-inf', now) or {}) do
   local its, its_record_of = read_books(gone)
   last_taken_first(its, its_record_of)
   for _, job in ipairs(its) do recover(job, its_record_of[job]) end
@@ -123,4 +131,4 @@ end
 
 ring_all()
 local next_due = call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')[2]
-return { next_due and math.max(0, tonumber(next_due) - now) or -1, recovered, #strays, forgotten }
+return { next_due and math.max(0, tonumber(next_due) - now) or -1, recovered, #strays, forgotten, buried }

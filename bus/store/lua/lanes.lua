@@ -22,6 +22,7 @@
 --                                head holds; job in 16 digits, so that the older is first among what is due at once
 --   pending                      hash    queue|handler -> unfinished jobs
 --   workers                      zset    worker -> when its lease ends (ms)
+--   born                         hash    worker -> its first beat (ms)
 --   serves                       hash    worker -> queue|handler, of all that it takes work for, separated by spaces
 --   held:worker                  hash    job -> ticket|place in that take|prio|queue|handler|key
 --   steps:job                    hash    step -> what it gave, so that a repeated attempt does not do it again

@@ -265,6 +265,10 @@ class Queues:
         self._finish(address)
         self._leave_lane(address)
 
+    def keeps(self, job: str) -> bool:
+        """Whether a job is there still, be it as a dead letter."""
+        return job in self._jobs
+
     # -- leases and time -----------------------------------------------------------------------------------------------
 
     def knows(self, worker: str) -> bool:

@@ -16,7 +16,7 @@ LINGERS_MS = 3_600_000
 
 @dataclass(slots=True)
 class _Ledger:
-    ends_ms: int = 0
+    ends_ms: int | None = None
     values: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -33,11 +33,12 @@ class Steps:
         ledger = self._ledgers.get(job)
         return ledger.values.get(step) if ledger is not None else None
 
-    def record(self, job: str, step: str, value: bytes, now_ms: int, keep_ms: int) -> bytes:
-        """Keep it, unless something is kept already; returns what is kept."""
+    def record(self, job: str, step: str, value: bytes, now_ms: int, linger_ms: int | None) -> bytes:
+        """Keep it, unless something is kept already; returns what is kept. ``None`` is until the job's :meth:`end`."""
         self._forget(now_ms)
         ledger = self._ledgers.setdefault(job, _Ledger())
-        self._keep_until(job, ledger, now_ms + keep_ms)
+        if linger_ms is not None:
+            self._keep_until(job, ledger, now_ms + linger_ms)
         return ledger.values.setdefault(step, value)
 
     def end(self, job: str, now_ms: int) -> None:
@@ -53,5 +54,6 @@ class Steps:
     def _forget(self, now_ms: int) -> None:
         while self._ends and self._ends[0][0] <= now_ms:
             _, job = heapq.heappop(self._ends)
-            if job in self._ledgers and self._ledgers[job].ends_ms <= now_ms:
+            ends_ms = self._ledgers[job].ends_ms if job in self._ledgers else None
+            if ends_ms is not None and ends_ms <= now_ms:
                 del self._ledgers[job]

@@ -181,11 +181,13 @@ class MemoryStore:
             forgotten = not self._queues.knows(worker)
             handed_back = self._queues.beat(worker, now + lease_ms, ticket, frozenset(held), frozenset(unanswered))
             self._queues.serving[worker] = frozenset(serves)
+            letters = self._queues.dead_count()
             recovered = self._queues.recover(now, max_lost)
+            buried = self._queues.dead_count() - letters
             next_due = self._queues.promote(now)
             self._queues.expire_letters(now - RETENTION_MS)
             self._queues.ring_again()
-            return Beat(next_due, recovered, handed_back, forgotten)
+            return Beat(next_due, recovered, handed_back, forgotten, buried)
 
     def leave(self, worker: str) -> int:
         with self._lock:
@@ -268,9 +270,10 @@ class MemoryStore:
         with self._lock:
             return self._steps.recall(job, step, self._clock.now_ms())
 
-    def record(self, job: str, step: str, value: bytes, keep_ms: int) -> bytes:
+    def record(self, job: str, step: str, value: bytes, linger_ms: int) -> bytes:
         with self._lock:
-            return self._steps.record(job, step, value, self._clock.now_ms(), keep_ms)
+            lives = self._queues.keeps(job)
+            return self._steps.record(job, step, value, self._clock.now_ms(), None if lives else linger_ms)
 
 
 def _due_ms(due: str, now_ms: int) -> int:

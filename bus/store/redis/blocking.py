@@ -230,8 +230,8 @@ class RedisStore:
             value: bytes | None = self._commands.hget(f"{self.prefix}steps:{job}", step)
         return value
 
-    def record(self, job: str, step: str, value: bytes, keep_ms: int) -> bytes:
-        return self._run(scripts.record(job, step, value, keep_ms))
+    def record(self, job: str, step: str, value: bytes, linger_ms: int) -> bytes:
+        return self._run(scripts.record(job, step, value, linger_ms))
 
     # -- calling scripts -----------------------------------------------------------------------------------------------
 

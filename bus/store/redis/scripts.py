@@ -198,7 +198,7 @@ def beat(
     """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
 
     def found(answer: Sequence[int]) -> Beat:
-        return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2], bool(answer[3]))
+        return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2], bool(answer[3]), answer[4])
 
     tickets = " ".join(map(str, (ticket, *unanswered)))
     return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, " ".join(serves), *held), found)
@@ -272,9 +272,9 @@ def retrying(limit: int) -> Call[list[Retrying]]:
     return Call(script("retrying"), (limit,), found)
 
 
-def record(job: str, step: str, value: bytes, keep_ms: int) -> Call[bytes]:
+def record(job: str, step: str, value: bytes, linger_ms: int) -> Call[bytes]:
     """See :meth:`bus.store.base.Store.record`."""
-    return Call(script("record"), (job, step, value, keep_ms), bytes)
+    return Call(script("record"), (job, step, value, linger_ms), bytes)
 
 
 def flush(queue: str) -> Call[int]:
