@@ -683,15 +683,41 @@ def test_time_in_which_nobody_could_beat_ends_no_lease(
     enqueue(store, b"1", key="a")
     held = alive.take_one()
     alive.beat([held])
+    sweeping.beat()
     prefix = f"callboard:{{{namespace}}}:"
     with server.client() as client:  # as if two leases had passed since the worker's beat, and since anybody's
         client.zincrby(f"{prefix}workers", -2 * CALM_LEASE_MS, alive.name)
         client.hincrby(f"{prefix}meta", "b", -silent_ms)
+        client.hincrby(f"{prefix}born", sweeping.name, -silent_ms)
 
     beat = sweeping.beat()
 
     assert beat.recovered == recovered
     assert alive.settle(held) == (not recovered)
+
+
+@pytest.mark.parametrize("witness", [False, True], ids=["all are dead", "one was there"])
+def test_to_a_newcomer_a_silence_is_no_outage_unless_somebody_was_there(
+    server: Server, store: RedisStore, namespace: str, witness: bool
+) -> None:
+    """The only worker is killed and started again some seconds later: its jobs wait for no second lease."""
+    silent, newcomer = Worker(store), Worker(store, "w2")
+    enqueue(store, b"1", key="a")
+    held = silent.take_one()
+    silent.beat([held])
+    prefix = f"callboard:{{{namespace}}}:"
+    with server.client() as client:
+        client.zincrby(f"{prefix}workers", -2 * CALM_LEASE_MS, silent.name)
+        client.hincrby(f"{prefix}meta", "b", -2 * CALM_LEASE_MS)
+        client.hincrby(f"{prefix}born", silent.name, -3 * CALM_LEASE_MS)
+
+    first = newcomer.beat()
+    if witness:
+        silent.beat([held])
+    second = newcomer.beat()
+
+    assert (first.recovered, second.recovered) == (0, 0 if witness else 1)
+    assert silent.settle(held) == witness
 
 
 def test_a_large_publish_many_keeps_its_order_while_scripts_are_forgotten(server: Server, namespace: str) -> None:
