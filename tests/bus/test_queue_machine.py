@@ -312,7 +312,9 @@ class Model:
         self._hand_back(worker, strays)
         forgotten = worker not in self.leases
         self.leases[worker] = self.now_ms + lease_ms
+        ended = self.ends.total()
         recovered = self._recover([one for one, ends_ms in self.leases.items() if ends_ms <= self.now_ms])
+        buried = self.ends.total() - ended
         for due in sorted(self.due, key=lambda each: each.at_ms):
             if due.at_ms <= self.now_ms:
                 self.due.remove(due)
@@ -321,7 +323,8 @@ class Model:
             if piece.died_ms <= self.now_ms - RETENTION_MS:
                 piece.state = "over"
         self.bells |= {f"{piece.queue}|{piece.handler}" for piece in self.ready}
-        return Beat(min((due.at_ms - self.now_ms for due in self.due), default=None), recovered, len(strays), forgotten)
+        next_due_ms = min((due.at_ms - self.now_ms for due in self.due), default=None)
+        return Beat(next_due_ms, recovered, len(strays), forgotten, buried)
 
     def _hand_back(self, worker: str, pieces: Sequence[Piece]) -> None:
         for piece in reversed(pieces):
