@@ -886,7 +886,20 @@ class RedisWorld:
     for _, key in ipairs(KEYS) do
       for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -ARGV[1], member) end
     end"""
-    STAYS = ("meta", "pending", "workers", "serves", "wake:", "seen:", "sent:", "logs", "log:", "top:", "bindings")
+    STAYS = (
+        "meta",
+        "pending",
+        "workers",
+        "serves",
+        "born",
+        "wake:",
+        "seen:",
+        "sent:",
+        "logs",
+        "log:",
+        "top:",
+        "bindings",
+    )
 
     def __init__(self, url: str, namespace: str, client: Any) -> None:
         store = RedisStore(url, namespace, lease_ms=LEASE_MS)
