@@ -287,3 +287,31 @@ def test_a_busy_worker_finishes_before_it_takes_a_suspect(bus: Bus) -> None:
 
     assert log[:2] == ["begun", "done"]
     assert sorted(log[2:4], key=str) == [0, 1]
+
+
+def test_what_the_bell_took_when_it_stumbled_is_handed_back(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App(bus)
+    done: list[int] = []
+    dropped: list[int] = []
+
+    @app.on(Asked)
+    def handler(event: Asked) -> None:
+        done.append(event.n)
+
+    store, wait = bus.store, bus.store.wait
+
+    def stumbling(*args: Any) -> Any:
+        woken = wait(*args)
+        if woken.taken and not dropped:
+            dropped.append(len(woken.taken))
+            raise ValueError("a surprise on the bell's thread")
+        return woken
+
+    monkeypatch.setattr(store, "wait", stumbling)
+    with working(app, threads=2):
+        for n in range(10):
+            bus.publish_sync(Asked(n=n))
+            wait_until(lambda n=n: n in done, "the job to run", timeout=10)  # type: ignore[misc]
+
+    assert dropped == [1]
+    assert done == list(range(10))

@@ -419,14 +419,15 @@ class Lease:
         tried = takes if len(takes) <= MOST_TAKES else []
         try:
             woken = self._store().wait(["$due", f"@{self.worker}", *names], REST_S, self.worker, tried)
+            if woken.rang == "$due":
+                self._due.set()
+            self._hand_on(woken, takes, tried)
         except BusError:
             self._end_tickets(takes)
             self._ending.wait(RETRY_S)
             self._ring_all()  # what was rung meanwhile rang for others, or for nobody
-            return
-        if woken.rang == "$due":
-            self._due.set()
-        self._hand_on(woken, takes, tried)
+        finally:
+            self._end_tickets(takes)  # however it ended: a ticket left open would keep what it took from going back
 
     def _wishes(self) -> list[Take]:
         """What to rest on, and to take there. A queue without room leaves its ring to another process."""

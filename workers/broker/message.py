@@ -30,8 +30,9 @@ MOST_UNJUDGED = 20
 class LaneMessage(MessageProxy):
     """A message that was taken from a lane. Whoever processed it leaves its verdict here; settling writes it.
 
-    ``retry_in_ms`` asks for a retry, ``hand_back`` for another worker, ``fail()`` for the dead letters; otherwise it is done. Its text never shows
-    arguments: Dramatiq logs messages whole when they fail, secrets included.
+    ``retry_in_ms`` asks for a retry, ``hand_back`` for another worker, ``fail()`` for the dead letters; otherwise it is
+    done, unless it failed and nobody judged that. Its text never shows arguments: Dramatiq logs messages whole when they
+    fail, secrets included.
     """
 
     def __init__(self, message: Message[Any], taken: Taken, envelope: Envelope | None, notes: dict[str, Any]) -> None:
