@@ -15,6 +15,7 @@ from bus.errors import (
     InvalidPosition,
     InvalidSettings,
     InvalidTopic,
+    LogClosed,
     PayloadTooLarge,
     UnsafeServer,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "InvalidSettings",
     "InvalidTopic",
     "Listener",
+    "LogClosed",
     "PayloadTooLarge",
     "Position",
     "Publication",

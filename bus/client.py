@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 from bus import ids
 from bus.bindings import Binding
 from bus.clock import Clock
-from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings, UnsafeServer
+from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings, LogClosed, UnsafeServer
 from bus.events import Event
 from bus.listener import After, Item, Joined, Listener, Reader
 from bus.position import Position
 from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
 from bus.settings import Limits, check_log, settle_namespace, settle_url
 from bus.sides import Side, Sides
-from bus.store.base import Store
+from bus.store.base import Ended, Store, Whisper
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.topics import Matcher
@@ -307,8 +307,7 @@ class Bus:
         if ephemeral:
             letter = self._ephemeral(publication)
             self.usable()
-            position = self._store.announce(letter.log, ids.epoch(), " ".join(letter.envelope.topics), letter.body)
-            return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
+            return _told(letter, self._store.announce(letter.log, ids.epoch(), [_whisper(letter)]))
         return self.publish_many_sync([publication])[0]
 
     def publish_many_sync(self, publications: Iterable[Publication]) -> list[Receipt]:
@@ -367,8 +366,7 @@ class Bus:
 
     async def _announce(self, letter: Letter) -> Receipt:
         async with self.using() as side:
-            position = await side.store.announce(letter.log, ids.epoch(), " ".join(letter.envelope.topics), letter.body)
-        return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
+            return _told(letter, await side.store.announce(letter.log, ids.epoch(), [_whisper(letter)]))
 
     # -- listening -----------------------------------------------------------------------------------------------------
 
@@ -440,6 +438,16 @@ class _Leaving:
         using, self.using = self.using, None
         if using is not None:
             await using.__aexit__(None, None, None)
+
+
+def _whisper(letter: Letter) -> Whisper:
+    return Whisper(" ".join(letter.envelope.topics), letter.body)
+
+
+def _told(letter: Letter, answer: Position | Ended) -> Receipt:
+    if isinstance(answer, Ended):
+        raise LogClosed(letter.log, answer.position, letter.envelope.id)
+    return Receipt(letter.envelope.id, answer, duplicate=False, jobs=0)
 
 
 def _after(after: str | None) -> After:

@@ -20,6 +20,7 @@ __all__ = [
     "InvalidPosition",
     "InvalidSettings",
     "InvalidTopic",
+    "LogClosed",
     "PayloadTooLarge",
     "UnsafeServer",
 ]
@@ -72,6 +73,19 @@ class InvalidLog(BusError):
         super().__init__(f"log {log[:80]!r}: {why}")
         self.log = log
         self.why = why
+
+
+class LogClosed(BusError):
+    """The log was closed; this event, and what was to follow it in the same call, was not published.
+
+    ``position`` is the last one of the log, ``id`` that of the first event that was not published.
+    """
+
+    def __init__(self, log: str, position: str, id: str | None = None) -> None:
+        super().__init__(f"log {log[:80]!r} is closed and takes no more events: publish to another log")
+        self.log = log
+        self.position = position
+        self.id = id
 
 
 class InvalidSettings(BusError):

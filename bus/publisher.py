@@ -20,12 +20,12 @@ from bus.bindings import Routing
 from bus.causation import CAUSE
 from bus.clock import Clock
 from bus.envelope import Envelope
-from bus.errors import BusUnavailable, InvalidEvent, PayloadTooLarge
+from bus.errors import BusUnavailable, InvalidEvent, LogClosed, PayloadTooLarge
 from bus.events import Event
 from bus.position import Position
 from bus.settings import Limits, check_log
 from bus.store import base
-from bus.store.base import Appended, Batch, Post, Stale
+from bus.store.base import Appended, Batch, Ended, Post, Stale
 from bus.topics import topic_set
 
 __all__ = ["Answer", "Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
@@ -87,7 +87,7 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Answer = list[list[Appended] | Stale] | BusUnavailable | None
+Answer = list[list[Appended] | Stale | Ended] | BusUnavailable | None
 """To a Send: the store's answer, or its failure; to a Pause: None."""
 
 Plan = Generator[Send | Pause, Answer, list[Receipt]]
@@ -145,6 +145,8 @@ class Publisher:
                     pause_s = min(2 * pause_s, LAST_PAUSE_S)
                     continue
                 answer = (answers or [])[0]
+                if isinstance(answer, Ended):
+                    raise LogClosed(batch.log, answer.position, chunk[0].envelope.id)
                 if not isinstance(answer, Stale):
                     break
                 self._learn(answer)

@@ -56,22 +56,27 @@ from bus.store.jobs import (
 )
 from bus.store.records import (
     CONFIRMED,
+    NO_LIMITS,
     Appended,
     Batch,
     Bindings,
     Confirmed,
+    Ended,
     Entry,
     Frame,
     Limits,
+    OwnLimits,
     Page,
     Post,
     Stale,
+    Whisper,
     decode_frame,
     encode_frame,
 )
 
 __all__ = [
     "CONFIRMED",
+    "NO_LIMITS",
     "PRIORITIES",
     "Appended",
     "Batch",
@@ -81,12 +86,14 @@ __all__ = [
     "Confirmed",
     "Count",
     "Dead",
+    "Ended",
     "Entry",
     "Exchange",
     "Frame",
     "Job",
     "Limits",
     "LoopStore",
+    "OwnLimits",
     "Page",
     "Post",
     "Retrying",
@@ -97,6 +104,7 @@ __all__ = [
     "Take",
     "Taken",
     "Verdict",
+    "Whisper",
     "Woken",
     "decode_frame",
     "encode_frame",
@@ -106,14 +114,20 @@ __all__ = [
 class LoopStore(Protocol):
     """The log side on one event loop. Made by :meth:`Store.on_loop`; every method belongs to that loop."""
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         """As :meth:`Store.append`, without blocking the loop."""
 
-    async def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
         """As :meth:`Store.announce`, without blocking the loop."""
+
+    async def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
+        """As :meth:`Store.close_log`, without blocking the loop."""
 
     async def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
         """As :meth:`Store.read`, without blocking the loop."""
+
+    async def seek(self, log: str, epoch: str, at_ms: int) -> Position:
+        """As :meth:`Store.seek`, without blocking the loop."""
 
     def subscribe(self, log: str) -> AsyncIterator[Frame | Confirmed]:
         """Live frames of a log, after a first :data:`CONFIRMED`; again one whenever frames may have been missed.
@@ -146,20 +160,37 @@ class Store(Protocol):
 
     # the log side
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         """Number, log, announce and queue every post that is new: each event whole or not at all.
 
-        A round trip and an answer for each batch, in order; the first failure ends it. Events of one log keep the order of the posts.
+        A round trip and an answer for each batch, in order; the first failure ends it. Events of one log keep the order of
+        the posts. A closed log takes nothing new (:class:`Ended`); of posts that it has already, all of a batch, the
+        positions are told still.
         """
 
-    def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
-        """Tell live listeners only: no number, no record. Returns the top of the log at that moment."""
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+        """Tell live listeners only, in order: no number, no record. Returns the top of the log at that moment."""
+
+    def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
+        """End a log, which need not exist yet: announce that, and say so on every page from now on. Returns its top.
+
+        Entries stay for as long as their age allows; the end is remembered for 30 days, or longer where they stay
+        longer. Then the log is as if it had never been, and another life of it may begin. Safe twice: announces again.
+        """
 
     def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
         """At most ``limit`` entries with ``seq > after``. ``epoch`` is offered to a log that has none yet."""
 
+    def seek(self, log: str, epoch: str, at_ms: int) -> Position:
+        """The position after which come exactly the entries that were appended at that time or later, of those kept.
+
+        Where that is all of them, the position just before the first. Takes a handful of looks into the log, whatever its
+        length. After the store's clock was set back, times in the log are out of order: then the entry before the
+        position is older than that time, and the one after it is not, and there may be more such places.
+        """
+
     def logs(self) -> list[str]:
-        """The names of all logs that have been written to, sorted."""
+        """The names of all logs that have been written to, sorted; closed ones for as long as their end is remembered."""
 
     # bindings
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bus.position import ROOT_TOKEN
+from bus.position import ROOT_TOKEN, Position
 from bus.store.jobs import Route
 
 __all__ = [
     "CONFIRMED",
+    "NO_LIMITS",
     "Appended",
     "Batch",
     "Bindings",
     "Confirmed",
+    "Ended",
     "Entry",
     "Frame",
     "Limits",
+    "OwnLimits",
     "Page",
     "Post",
     "Stale",
+    "Whisper",
     "decode_frame",
     "encode_frame",
 ]
@@ -36,11 +40,22 @@ class Entry(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One live announcement. ``ephemeral`` ones carry the seq and token they came *after*, and no number of their own."""
+    """One live announcement. ``ephemeral`` ones carry the seq and token they came *after*, and no number of their own.
+
+    ``end`` says that the log was closed: the entry has the seq and token of its last event, and nothing else.
+    """
 
     epoch: str
     entry: Entry
     ephemeral: bool = False
+    end: bool = False
+
+
+class Whisper(NamedTuple):
+    """Something for live listeners only. ``topics`` is one string, separated by spaces."""
+
+    topics: str
+    body: bytes
 
 
 class Confirmed:
@@ -56,13 +71,15 @@ class Page(NamedTuple):
     """A consistent look at a log: its epoch, its top, and a run of entries in order.
 
     A log that holds nothing has ``top == 0`` and the root token. Entries past their age are left out, as if trimmed: a
-    page begins at the first that is not, and has no hole after it.
+    page begins at the first that is not, and has no hole after it. Of a log that is ``closed`` the top is the last number
+    there will be.
     """
 
     epoch: str
     top: int
     top_token: str
     entries: list[Entry]
+    closed: bool = False
 
 
 class Limits(NamedTuple):
@@ -70,6 +87,19 @@ class Limits(NamedTuple):
 
     cap: int
     ttl_ms: int
+
+
+class OwnLimits(NamedTuple):
+    """Limits that a log is given for its own, in place of its publishers' defaults; ``None`` gives none.
+
+    The log keeps them, so they hold for every publisher from then on; the last ones that were given count.
+    """
+
+    cap: int | None = None
+    ttl_ms: int | None = None
+
+
+NO_LIMITS = OwnLimits()
 
 
 class Post(NamedTuple):
@@ -91,7 +121,8 @@ class Batch(NamedTuple):
     """Events for one log, in order, and what they share.
 
     ``epoch`` is offered: it counts only where the log has none yet. ``version`` is that of the bindings with which the
-    jobs were matched; where the store knows a newer one it answers :class:`Stale` and has written nothing.
+    jobs were matched; where the store knows a newer one it answers :class:`Stale` and has written nothing. ``limits``
+    are the publisher's defaults, for a log without ``own`` ones.
     """
 
     log: str
@@ -101,6 +132,7 @@ class Batch(NamedTuple):
     version: int
     routes: tuple[Route, ...]
     posts: tuple[Post, ...]
+    own: OwnLimits = NO_LIMITS
 
 
 class Appended(NamedTuple):
@@ -123,15 +155,25 @@ class Stale(NamedTuple):
     bindings: Bindings
 
 
+class Ended(NamedTuple):
+    """The log is closed, and ``position`` is its last: nothing was written or announced."""
+
+    position: Position
+
+
 # -- the live frame ----------------------------------------------------------------------------------------------------
 
 _EPHEMERAL = "~"
+_END = "."
 
 
 def encode_frame(frame: Frame) -> bytes:
-    """A frame as it travels: ``epoch.seq token prev topics``, a newline, the body. Ephemeral ones have ``~`` for prev."""
+    """A frame as it travels: ``epoch.seq token prev topics``, a newline, the body.
+
+    An ephemeral one has ``~`` for prev, the end of a log ``.``.
+    """
     entry = frame.entry
-    prev = _EPHEMERAL if frame.ephemeral else entry.prev
+    prev = _END if frame.end else _EPHEMERAL if frame.ephemeral else entry.prev
     return f"{frame.epoch}.{entry.seq} {entry.token} {prev} {entry.topics}\n".encode() + entry.body
 
 
@@ -140,6 +182,7 @@ def decode_frame(data: bytes) -> Frame:
     head, _, body = data.partition(b"\n")
     place, token, prev, topics = head.decode("ascii").split(" ", 3)
     epoch, _, seq = place.partition(".")
-    if prev == _EPHEMERAL:
-        return Frame(epoch, Entry(int(seq), token, ROOT_TOKEN, topics, body), ephemeral=True)
+    if prev in (_EPHEMERAL, _END):
+        entry = Entry(int(seq), token, ROOT_TOKEN, topics, body)
+        return Frame(epoch, entry, ephemeral=prev == _EPHEMERAL, end=prev == _END)
     return Frame(epoch, Entry(int(seq), token, prev, topics, body))

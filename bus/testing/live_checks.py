@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import cast
 
 from bus.position import ROOT_TOKEN, Position
-from bus.store.base import Appended, Confirmed, Entry, Frame, LoopStore, Page, Stale, Store
-from bus.testing.store_checks import append, batch, collected, post, write
+from bus.store.base import Appended, Confirmed, Entry, Frame, LoopStore, Page, Stale, Store, Whisper
+from bus.testing.store_checks import append, batch, collected, post, whisper, write
 
 __all__ = ["LIVE_CHECKS"]
 
@@ -100,14 +100,14 @@ async def check_an_announcement_is_heard_and_leaves_no_number(store: Store) -> N
     (first,) = write(store, b"first")
     async with door(store) as loop_store, subscribed(loop_store) as heard:
         await confirmed(heard)
-        here = store.announce("main", "unused", "agent:a agent:b", b"whi\nsper\x00\xff")
-        there = await loop_store.announce("main", "unused", "global", b"")
+        here = whisper(store, b"whi\nsper\x00\xff", topics="agent:a agent:b")
+        there = await loop_store.announce("main", "unused", [Whisper("global", b"")])
         (second,) = write(store, b"second")
         found = await frames(heard, 3)
 
     assert (here, there) == (Position(*first[:3]),) * 2, f"announced after {first}, and told {here} and {there}"
-    whisper = Frame("e1", Entry(1, first.token, ROOT_TOKEN, "agent:a agent:b", b"whi\nsper\x00\xff"), ephemeral=True)
-    assert found[0] == whisper, f"the announcement was heard as {found[0]}"
+    expected = Frame("e1", Entry(1, first.token, ROOT_TOKEN, "agent:a agent:b", b"whi\nsper\x00\xff"), ephemeral=True)
+    assert found[0] == expected, f"the announcement was heard as {found[0]}"
     assert [frame.ephemeral for frame in found] == [True, True, False], f"wrong marks on {found}"
     assert second.seq == 2, f"an announcement used up a number: the next event has {second.seq}"
     kept = [entry.body for entry in store.read("main", "unused", 0, 10).entries]
@@ -115,7 +115,7 @@ async def check_an_announcement_is_heard_and_leaves_no_number(store: Store) -> N
 
 
 async def check_an_announcement_on_an_empty_log_gives_it_its_epoch(store: Store) -> None:
-    position = store.announce("main", "told", "global", b"")
+    position = whisper(store, epoch="told")
     (later,) = append(store, batch(post(), epoch="written"))
 
     assert position == Position("told", 0, ROOT_TOKEN), f"announced on an empty log, and told {position}"

@@ -6,7 +6,7 @@ import time
 
 from bus.position import ROOT_TOKEN
 from bus.store.base import Appended, Entry, Page, Route, Stale, Store
-from bus.testing.store_checks import Worker, append, batch, bodies, collected, post, until, write
+from bus.testing.store_checks import Worker, append, batch, bodies, collected, post, until, whisper, write
 
 __all__ = ["LOG_CHECKS"]
 
@@ -69,7 +69,7 @@ def check_the_first_epoch_offered_stays(store: Store) -> None:
     (first,) = append(store, batch(post(), epoch="first"))
     (second,) = append(store, batch(post(), epoch="second"))
     page = store.read("main", "third", 0, 10)
-    position = store.announce("main", "fourth", "global", b"")
+    position = whisper(store, epoch="fourth")
 
     seen = [first.epoch, second.epoch, page.epoch, position.epoch]
     assert seen == ["first"] * 4, f"the log's epoch should stay 'first', and was {seen}"
@@ -187,7 +187,7 @@ def check_logs_are_listed_once_written_to(store: Store) -> None:
     assert store.logs() == [], "a new namespace has logs"
 
     store.read("read:only", "e", 0, 1)
-    store.announce("told:only", "e", "global", b"")
+    whisper(store, log="told:only")
     assert store.logs() == [], "a log that was only read or announced on counts as written to"
     for log in ("run:2", "main", "read:only", "told:only", "main"):
         write(store, b"a", log=log)

@@ -8,13 +8,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 from bus import ids
+from bus.position import Position
 from bus.store.base import (
+    NO_LIMITS,
     Appended,
     Batch,
     Beat,
+    Ended,
     Exchange,
     Job,
     Limits,
+    OwnLimits,
     Post,
     Route,
     Settlement,
@@ -23,6 +27,7 @@ from bus.store.base import (
     Take,
     Taken,
     Verdict,
+    Whisper,
 )
 
 __all__ = [
@@ -38,6 +43,7 @@ __all__ = [
     "enqueue",
     "post",
     "until",
+    "whisper",
     "write",
 ]
 
@@ -83,15 +89,17 @@ def batch(
     cap: int = 10_000,
     ttl_ms: int = 3_600_000,
     window_ms: int = 60_000,
+    own: OwnLimits = NO_LIMITS,
 ) -> Batch:
     """Events for one log, with limits that nothing reaches."""
-    return Batch(log, Limits(cap, ttl_ms), window_ms, epoch, version, tuple(routes), posts)
+    return Batch(log, Limits(cap, ttl_ms), window_ms, epoch, version, tuple(routes), posts, own)
 
 
 def append(store: Store, one: Batch) -> list[Appended]:
     """Append a batch whose bindings are current."""
     (answer,) = store.append([one])
     assert not isinstance(answer, Stale), f"the batch was matched with the current bindings, and the answer is {answer}"
+    assert not isinstance(answer, Ended), f"nobody closed the log, and the answer is {answer}"
     assert len(answer) == len(one.posts), f"{len(one.posts)} posts and {len(answer)} answers"
     return answer
 
@@ -99,6 +107,15 @@ def append(store: Store, one: Batch) -> list[Appended]:
 def write(store: Store, *contents: bytes, log: str = "main") -> list[Appended]:
     """Append one event for each of the bodies, in one batch."""
     return append(store, batch(*map(post, contents), log=log))
+
+
+def whisper(
+    store: Store, body: bytes = b"", *, topics: str = "global", log: str = "main", epoch: str = "e"
+) -> Position:
+    """Announce one thing to live listeners."""
+    position = store.announce(log, epoch, [Whisper(topics, body)])
+    assert not isinstance(position, Ended), f"nobody closed the log, and the answer is {position}"
+    return position
 
 
 # -- the queue side ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from bus.hub import Hub
 from bus.listener import QUEUE, Item
 from bus.listener import Joined as Joining
 from bus.position import ROOT_TOKEN, Position
-from bus.store.base import CONFIRMED, Confirmed, Entry, Frame, Page
+from bus.store.base import CONFIRMED, Confirmed, Entry, Frame, Page, Whisper
 from bus.topics import Matcher
 from tests.servers import Server
 from tests.waiting import eventually
@@ -211,7 +211,7 @@ async def test_all_listeners_of_a_process_share_one_delivery(url: str, namespace
 
 async def test_bytes_that_are_no_event_are_left_out(url: str, namespace: str, caplog: pytest.LogCaptureFixture) -> None:
     async with Bus(url, namespace=namespace) as bus, bus.listen() as listener:
-        await asyncio.to_thread(bus.store.announce, "main", "0", "global", b"no envelope")
+        await asyncio.to_thread(bus.store.announce, "main", "0", [Whisper("global", b"no envelope")])
         await bus.publish(Step(n=1))
 
         assert await take_steps(listener, 1) == [1]
@@ -647,7 +647,13 @@ class Scripted:  # a LoopStore
     async def append(self, batches: object) -> NoReturn:
         raise NotImplementedError
 
-    async def announce(self, log: str, epoch: str, topics: str, body: bytes) -> NoReturn:
+    async def announce(self, log: str, epoch: str, whispers: object) -> NoReturn:
+        raise NotImplementedError
+
+    async def close_log(self, log: str, epoch: str, own: object = None) -> NoReturn:
+        raise NotImplementedError
+
+    async def seek(self, log: str, epoch: str, at_ms: int) -> NoReturn:
         raise NotImplementedError
 
     async def close(self) -> None: ...

@@ -27,6 +27,7 @@ from bus import (
 )
 from bus.bindings import Binding
 from bus.causation import CAUSE, Cause
+from bus.store.base import Whisper
 
 
 class Note(Event, type="publish.note"):
@@ -196,7 +197,7 @@ async def test_a_newer_version_than_this_process_knows_arrives_as_a_dict(url: st
         body = bus.store.read("main", "0", 0, 1).entries[0].body
         await bus.publish({"type": "publish.newer", "text": "y"})
         newer = body.replace(b"publish.newer:2", b"publish.newer:3").replace(b'"x"', b'"z"')
-        await asyncio.to_thread(bus.store.announce, "main", "0", "global", newer)
+        await asyncio.to_thread(bus.store.announce, "main", "0", [Whisper("global", newer)])
 
         known, also_known, unknown = await take(listener, 3)
 

@@ -21,11 +21,12 @@ from redis.crc import key_slot
 from bus import Bus, Event, Publication
 from bus.bindings import Binding
 from bus.errors import BusUnavailable, InvalidSettings, UnsafeServer
-from bus.store.base import Job, Route, Stale
+from bus.position import Position
+from bus.store.base import Ended, Job, Route, Stale, Whisper
 from bus.store.redis import RedisStore, blocking
 from bus.testing import QUEUE_CHECKS
 from bus.testing.log_checks import LOG_CHECKS
-from bus.testing.store_checks import CALM_LEASE_MS, NEVER, Worker, append, batch, bodies, enqueue, post, write
+from bus.testing.store_checks import CALM_LEASE_MS, NEVER, Worker, append, batch, bodies, enqueue, post, whisper, write
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -141,7 +142,7 @@ def test_every_script_survives_a_server_that_does_not_know_it(
     steps: list[tuple[Callable[[], Any], Callable[[Any], bool]]] = [
         (lambda: write(store, b"a"), lambda answer: answer[0].seq == 1),
         (lambda: store.append([batch(post()), batch(post())]), lambda answer: [one[0].seq for one in answer] == [2, 3]),
-        (lambda: store.announce("main", "e", "global", b""), lambda answer: answer.seq == 3),
+        (lambda: whisper(store), lambda answer: answer.seq == 3),
         (lambda: store.read("main", "e", 0, 10), lambda answer: answer.top == 3),
         (lambda: store.bind({"h": b"1"}), lambda answer: answer > 0),
         (lambda: store.enqueue(Job("1", route, "", b"1"), 60_000), lambda answer: answer is True),
@@ -204,13 +205,14 @@ async def test_the_loops_door_survives_a_server_that_knows_no_script(
         forget_scripts()
         two, three = await door.append([batch(post()), batch(post())])
         forget_scripts()
-        position = await door.announce("main", "e", "global", b"")
+        position = await door.announce("main", "e", [Whisper("global", b"")])
         forget_scripts()
         page = await door.read("main", "e", 0, 10)
     finally:
         await door.close()
 
-    numbers = [answer[0].seq for answer in (one, two, three) if not isinstance(answer, Stale)]
+    numbers = [answer[0].seq for answer in (one, two, three) if not isinstance(answer, Stale | Ended)]
+    assert isinstance(position, Position)
     assert (numbers, position.seq, len(page.entries)) == ([1, 2, 3], 3, 3)
 
 
@@ -234,7 +236,7 @@ def test_a_full_server_refuses_new_events_and_lets_work_go_on(
         # Workers come and go, report, and drain.
         store.open()
         version = store.bind({"h": b"1", "h2": b"2"})
-        assert store.announce("main", "e", "global", b"progress").seq == accepted
+        assert whisper(store, b"progress").seq == accepted
         store.poke("@w1")
         worker = Worker(store)
         assert drain(worker) == accepted
@@ -550,7 +552,7 @@ async def test_all_keys_stand_under_the_namespace_in_one_slot(
         worker.settle(next(one for one in worker.take() if one.key == "{k}"), verdict, 3_600_000, b"notes")
         worker.beat(held=[])
     worker.take()
-    store.announce("main", "e", "global", b"")
+    whisper(store)
     store.poke("@w1")
     door = store.on_loop()
 
@@ -659,7 +661,7 @@ async def test_a_frame_is_what_the_wire_page_says(server: Server, store: RedisSt
         assert listener.get_message(timeout=5) is not None
         first, second = post(b"one\ntwo\x00"), post(b"")
         append(store, batch(first, second, epoch="abc"))
-        await door.announce("main", "x", "agent:a agent:b", b"live")
+        await door.announce("main", "x", [Whisper("agent:a agent:b", b"live")])
         heard = [wait_until(lambda: listener.get_message(timeout=1), "a frame")["data"] for _ in range(3)]
     await door.close()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bus import Bus, BusError, BusUnavailable, Event, InvalidEvent, PayloadTooLarge, Publication
+from bus.store.base import Whisper
 from tests.servers import Server
 from tests.waiting import eventually
 
@@ -196,7 +197,7 @@ async def test_bytes_that_cannot_be_read_are_not_shown(url: str, namespace: str,
                 good.replace(b'"1.0"', f'"{PAYLOAD}"'.encode()),
             ]
             for body in bad:
-                await asyncio.to_thread(bus.store.announce, "main", "0", "global", body)
+                await asyncio.to_thread(bus.store.announce, "main", "0", [Whisper("global", body)])
             await bus.publish({"type": "secrets.end"})
             items = [await anext(listener) for _ in range(3)]
 

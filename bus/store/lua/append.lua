@@ -2,17 +2,19 @@
 -- Number, log, announce and queue events of one log: every event whole, or not at all.
 --
 -- KEYS  1 prefix
--- ARGV  1 log, 2 bindings' version, 3 offered epoch, 4 cap, 5 ttl ms, 6 idempotency window ms,
+-- ARGV  1 log, 2 bindings' version, 3 offered epoch, 4 cap, 5 ttl ms (either one with "=" before it: for the log to keep),
+--       6 idempotency window ms,
 --       7 number of routes, then for each route: queue, handler, priority;
 --       then for each post: id, token, topics, body, due, number of jobs, then for each job: route (from 1), lane key
 -- Answer {"ok", for each post: position, 1 if a duplicate else 0}
 --        {"stale", version, HGETALL of the bindings}: nothing was written
+--        {"closed", the log's last position}: nothing was written
 --
 -- Everything that can refuse stands before the first write: Lua has no rollback. Every call costs about a microsecond, so
 -- what the posts share is written once.
 
 local log, version, offered = ARGV[1], ARGV[2], ARGV[3]
-local cap, ttl, window = tonumber(ARGV[4]), tonumber(ARGV[5]), math.max(1, tonumber(ARGV[6]))
+local window = math.max(1, tonumber(ARGV[6]))
 
 local at = 8
 local routes = {}
@@ -31,21 +33,33 @@ end
 
 local answer = { 'ok' }
 
--- Other bindings are current now: only posts that are duplicates, every one, can be answered still.
-local current = call('HGET', P .. 'meta', 'v') or '0'
-if current ~= version then
+-- Where nothing may be written, posts can be answered still if every one is a duplicate.
+local function if_all_are_known()
   for _, post in ipairs(posts) do
     local known = call('GET', P .. 'seen:' .. post.id)
-    if not known then return { 'stale', current, call('HGETALL', P .. 'bindings') } end
+    if not known then return nil end
     answer[#answer + 1], answer[#answer + 2] = known, 1
   end
   return answer
 end
 
+local current = call('HGET', P .. 'meta', 'v') or '0'
+if current ~= version then
+  return if_all_are_known() or { 'stale', current, call('HGETALL', P .. 'bindings') }
+end
+
 local now = now_ms()
 local meta, stream = P .. 'top:' .. log, P .. 'log:' .. log
-local top = call('HMGET', meta, 'e', 's', 'k', 'o', 'x', 'r')
+local top = call('HMGET', meta, 'e', 's', 'k', 'o', 'x', 'r', 'c', 'n', 'l')
 local epoch, seq, token, oldest = top[1] or offered, tonumber(top[2] or 0), top[3] or '0', tonumber(top[4] or now)
+if top[7] then return if_all_are_known() or { 'closed', string.format('%s-%d-%s', epoch, seq, token) } end
+
+-- What a log has for its own comes before its publishers' defaults.
+local function limit(given, own)
+  if string.byte(given) == 61 then return tonumber(string.sub(given, 2)) end
+  return tonumber(own or given)
+end
+local cap, ttl = limit(ARGV[4], top[8]), limit(ARGV[5], top[9])
 
 -- Number what is new. An id that stands in the batch twice finds itself.
 local fresh, jobs = {}, 0
@@ -112,6 +126,8 @@ end
 -- The life of the stream is prolonged once a second, by that second more.
 local changes = { 's', string.format('%d', seq), 'k', token }
 if not top[1] then changes[#changes + 1], changes[#changes + 2] = 'e', epoch end
+if string.byte(ARGV[4]) == 61 then changes[#changes + 1], changes[#changes + 2] = 'n', cap end
+if string.byte(ARGV[5]) == 61 then changes[#changes + 1], changes[#changes + 2] = 'l', ttl end
 if oldest ~= tonumber(top[4]) then changes[#changes + 1], changes[#changes + 2] = 'o', oldest end
 if tonumber(top[5]) ~= ttl or now - tonumber(top[6] or 0) >= 1000 or before == 0 then
   changes[#changes + 1], changes[#changes + 2] = 'x', ttl

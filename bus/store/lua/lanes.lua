@@ -4,8 +4,10 @@
 --   meta                         hash    v: bindings' version, j: last job number, b: last beat (ms)
 --   bindings                     hash    handler -> encoded binding
 --   log:name, top:name           stream  of entries; hash e: epoch, s: top seq, k: its token, o: time of the oldest
---                                entry or before, x: ttl ms, r: when its expiry was set (ms)
---   logs                         set     names of the logs
+--                                entry or before, x: ttl ms in force, r: when its expiry was set (ms), n: cap and l: ttl ms
+--                                of its own, c: when it was closed (ms); a closed one has an expiry
+--   logs                         set     names of the logs that were written to, without the closed ones
+--   ended                        zset    closed log -> when its end is forgotten (ms)
 --   live:name                    channel
 --   seen:id                      string  position of a published event, for the idempotency window
 --   sent:id                      string  "1" for a job without an event, for its window

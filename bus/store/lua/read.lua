@@ -3,12 +3,12 @@
 --
 -- KEYS  1 prefix
 -- ARGV  1 log, 2 offered epoch, 3 after (a seq), 4 limit
--- Answer {epoch, top seq, top token, for each entry: seq, token, prev, topics, body}
+-- Answer {epoch, top seq, top token, 1 if it is closed else 0, for each entry: seq, token, prev, topics, body}
 
 local meta, stream = P .. 'top:' .. ARGV[1], P .. 'log:' .. ARGV[1]
 call('HSETNX', meta, 'e', ARGV[2])
-local top = call('HMGET', meta, 'e', 's', 'k', 'x')
-local answer = { top[1], tonumber(top[2] or 0), top[3] or '0' }
+local top = call('HMGET', meta, 'e', 's', 'k', 'x', 'c')
+local answer = { top[1], tonumber(top[2] or 0), top[3] or '0', top[5] and 1 or 0 }
 
 local limit, after = tonumber(ARGV[4]), tonumber(ARGV[3])
 if limit > 0 and after < answer[2] then

@@ -12,7 +12,19 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from bus.position import Position
-from bus.store.base import CONFIRMED, Appended, Batch, Confirmed, Frame, Page, Stale
+from bus.store.base import (
+    CONFIRMED,
+    NO_LIMITS,
+    Appended,
+    Batch,
+    Confirmed,
+    Ended,
+    Frame,
+    OwnLimits,
+    Page,
+    Stale,
+    Whisper,
+)
 from bus.store.memory.logs import Log
 
 __all__ = ["MemoryLoopStore"]
@@ -24,9 +36,11 @@ BACKLOG = 10_000
 class Blocking(Protocol):
     """What this door needs of the store."""
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]: ...
-    def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position: ...
+    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]: ...
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended: ...
+    def close_log(self, log: str, epoch: str, own: OwnLimits) -> Position: ...
     def read(self, log: str, epoch: str, after: int, limit: int) -> Page: ...
+    def seek(self, log: str, epoch: str, at_ms: int) -> Position: ...
     def attach(self, log: str, listener: Inbox) -> Log: ...
     def detach(self, log: Log, listener: Inbox) -> None: ...
 
@@ -37,14 +51,20 @@ class MemoryLoopStore:
     def __init__(self, store: Blocking) -> None:
         self._store = store
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         return self._store.append(batches)
 
-    async def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
-        return self._store.announce(log, epoch, topics, body)
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+        return self._store.announce(log, epoch, whispers)
+
+    async def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
+        return self._store.close_log(log, epoch, own)
 
     async def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
         return self._store.read(log, epoch, after, limit)
+
+    async def seek(self, log: str, epoch: str, at_ms: int) -> Position:
+        return self._store.seek(log, epoch, at_ms)
 
     async def subscribe(self, log: str) -> AsyncIterator[Frame | Confirmed]:
         inbox = Inbox(asyncio.get_running_loop())

@@ -5,27 +5,32 @@ Every append, take and settle is a few microseconds under the lock, so the event
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections.abc import Sequence
 
 from bus.clock import Clock
 from bus.position import Position
 from bus.store.base import (
+    NO_LIMITS,
     Appended,
     Batch,
     Beat,
     Bindings,
     Census,
     Dead,
+    Ended,
     Exchange,
     Job,
     LoopStore,
+    OwnLimits,
     Page,
     Post,
     Retrying,
     Settlement,
     Stale,
     Take,
+    Whisper,
     Woken,
 )
 from bus.store.memory.logs import Log, Seen
@@ -36,6 +41,7 @@ from bus.store.memory.steps import Steps
 __all__ = ["MemoryStore"]
 
 RETENTION_MS = 7 * 24 * 3600 * 1000
+END_REMEMBERED_MS = 30 * 24 * 3600 * 1000
 
 
 class MemoryStore:
@@ -50,6 +56,8 @@ class MemoryStore:
         self._rung = threading.Condition(self._lock)
         self._tokens: set[str] = set()
         self._logs: dict[str, Log] = {}
+        self._ended: list[tuple[int, str]] = []
+        """When to look at a closed log again, to let go of what is too old in it, or of all of it: a heap."""
         self._seen: Seen[Appended] = Seen()
         self._sent: Seen[bool] = Seen()
         self._bindings: dict[str, bytes] = {}
@@ -71,15 +79,17 @@ class MemoryStore:
 
     # -- the log side --------------------------------------------------------------------------------------------------
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         return [self._append_batch(batch) for batch in batches]
 
-    def _append_batch(self, batch: Batch) -> list[Appended] | Stale:
+    def _append_batch(self, batch: Batch) -> list[Appended] | Stale | Ended:
         with self._lock:
             now = self._clock.now_ms()
             known = [self._seen.get(post.id, now) for post in batch.posts]
             if None in known and batch.version != self._version:
                 return Stale(self._version, dict(self._bindings))
+            if None in known and (closed := self._closed(batch.log)) is not None:
+                return Ended(closed.position)
             return [self._append(batch, post, now) for post in batch.posts]
 
     def _append(self, batch: Batch, post: Post, now: int) -> Appended:
@@ -87,7 +97,7 @@ class MemoryStore:
         if already is not None:
             return already._replace(duplicate=True)
         log = self._log(batch.log, batch.epoch)
-        entry = log.append(post, batch.limits, now)
+        entry = log.append(post, batch.limits, batch.own, now)
         appended = Appended(log.epoch, entry.seq, entry.token, duplicate=False)
         self._seen.add(post.id, appended, now + batch.window_ms)
         due = _due_ms(post.due, now)
@@ -96,19 +106,52 @@ class MemoryStore:
         log.announce(entry)
         return appended
 
-    def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
         with self._lock:
-            return self._log(log, epoch).whisper(topics, body)
+            found = self._log(log, epoch)
+            return Ended(found.position) if found.closed else found.whisper(whispers)
+
+    def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
+        with self._lock:
+            now, found = self._clock.now_ms(), self._log(log, epoch)
+            position = found.close(own, now, END_REMEMBERED_MS)
+            for at_ms in (now + found.ttl_ms + 1, found.forgotten_ms):
+                heapq.heappush(self._ended, (at_ms, log))
+            return position
 
     def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
         with self._lock:
             return self._log(log, epoch).read(after, limit, self._clock.now_ms())
 
+    def seek(self, log: str, epoch: str, at_ms: int) -> Position:
+        with self._lock:
+            return self._log(log, epoch).seek(at_ms, self._clock.now_ms())
+
     def logs(self) -> list[str]:
         with self._lock:
+            self._sweep()
             return sorted(name for name, log in self._logs.items() if log.written)
 
+    def _closed(self, name: str) -> Log | None:
+        self._sweep()
+        log = self._logs.get(name)
+        return log if log is not None and log.closed else None
+
+    def _sweep(self) -> None:
+        """Let go of what closed logs no longer keep, and of those whose end is forgotten."""
+        while self._ended and self._ended[0][0] <= (now := self._clock.now_ms()):
+            _, name = heapq.heappop(self._ended)
+            log = self._logs.get(name)
+            if log is None or not log.closed:
+                continue
+            log.trim(now)
+            if log.forgotten_ms <= now:
+                log.begin()
+                if not log.listeners:
+                    del self._logs[name]
+
     def _log(self, name: str, epoch: str = "") -> Log:
+        self._sweep()
         if name not in self._logs:
             self._logs[name] = Log()
         log = self._logs[name]

@@ -11,21 +11,25 @@ from redis.exceptions import NoScriptError
 from bus.errors import UnsafeServer
 from bus.position import Position
 from bus.store.base import (
+    NO_LIMITS,
     Appended,
     Batch,
     Beat,
     Bindings,
     Census,
     Dead,
+    Ended,
     Exchange,
     Job,
     LoopStore,
+    OwnLimits,
     Page,
     Retrying,
     Route,
     Settlement,
     Stale,
     Take,
+    Whisper,
     Woken,
 )
 from bus.store.redis import scripts
@@ -85,19 +89,24 @@ class RedisStore:
 
     # -- the log side --------------------------------------------------------------------------------------------------
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
         return [self._run(scripts.append(batch)) for batch in batches]
 
-    def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
-        return self._run(scripts.announce(log, epoch, topics, body))
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+        return self._run(scripts.announce(log, epoch, whispers))
+
+    def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
+        return self._run(scripts.close_log(log, epoch, own))
 
     def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
         return self._run(scripts.read(log, epoch, after, limit), writing=False)
 
+    def seek(self, log: str, epoch: str, at_ms: int) -> Position:
+        return self._run(scripts.seek(log, epoch, at_ms), writing=False)
+
     def logs(self) -> list[str]:
-        with translated(self.link, writing=False):
-            return sorted(name.decode() for name in self._commands.smembers(self.prefix + "logs"))
+        return self._run(scripts.logs(), writing=False)
 
     def bind(self, bindings: Bindings) -> int:
         return self._run(scripts.bind(bindings))

@@ -19,7 +19,20 @@ from redis.exceptions import NoScriptError
 
 from bus.errors import BusUnavailable
 from bus.position import Position
-from bus.store.base import CONFIRMED, Appended, Batch, Confirmed, Frame, Page, Stale, decode_frame
+from bus.store.base import (
+    CONFIRMED,
+    NO_LIMITS,
+    Appended,
+    Batch,
+    Confirmed,
+    Ended,
+    Frame,
+    OwnLimits,
+    Page,
+    Stale,
+    Whisper,
+    decode_frame,
+)
 from bus.store.redis import scripts
 from bus.store.redis.link import ATTEMPT_S, Link, translated
 from bus.store.redis.scripts import Call
@@ -48,15 +61,21 @@ class RedisLoopStore:
     def __repr__(self) -> str:
         return f"<RedisLoopStore {self._prefix} at {self._link.where}>"
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
         return [await self._run(scripts.append(batch)) for batch in batches]
 
-    async def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
-        return await self._run(scripts.announce(log, epoch, topics, body))
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+        return await self._run(scripts.announce(log, epoch, whispers))
+
+    async def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
+        return await self._run(scripts.close_log(log, epoch, own))
 
     async def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
         return await self._run(scripts.read(log, epoch, after, limit), writing=False)
+
+    async def seek(self, log: str, epoch: str, at_ms: int) -> Position:
+        return await self._run(scripts.seek(log, epoch, at_ms), writing=False)
 
     async def subscribe(self, log: str) -> AsyncIterator[Frame | Confirmed]:
         connection = self._commands.connection_pool.make_connection()

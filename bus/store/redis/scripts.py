@@ -20,8 +20,10 @@ from bus.store.base import (
     Bindings,
     Census,
     Count,
+    Ended,
     Entry,
     Job,
+    OwnLimits,
     Page,
     Retrying,
     Route,
@@ -29,6 +31,7 @@ from bus.store.base import (
     Stale,
     Take,
     Taken,
+    Whisper,
 )
 
 __all__ = [
@@ -39,9 +42,11 @@ __all__ = [
     "beat",
     "bind",
     "census",
+    "close_log",
     "drop",
     "enqueue",
     "flush",
+    "logs",
     "pause",
     "poke",
     "read",
@@ -49,6 +54,7 @@ __all__ = [
     "replay",
     "retrying",
     "script",
+    "seek",
     "settle",
     "take",
     "unbind",
@@ -59,6 +65,8 @@ Argument = str | bytes | int
 
 RETENTION_MS = 7 * 24 * 3600 * 1000
 """How long dead letters are kept."""
+END_REMEMBERED_MS = 30 * 24 * 3600 * 1000
+"""How long a log that was closed is known to be, at least."""
 
 
 class Script(NamedTuple):
@@ -88,14 +96,14 @@ def script(name: str) -> Script:
 # -- the log side ------------------------------------------------------------------------------------------------------
 
 
-def append(batch: Batch) -> Call[list[Appended] | Stale]:
+def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
     """See :meth:`bus.store.base.Store.append`."""
     arguments: list[Argument] = [
         batch.log,
         batch.version,
         batch.epoch,
-        batch.limits.cap,
-        batch.limits.ttl_ms,
+        batch.limits.cap if batch.own.cap is None else f"={batch.own.cap}",
+        batch.limits.ttl_ms if batch.own.ttl_ms is None else f"={batch.own.ttl_ms}",
         batch.window_ms,
         len(batch.routes),
     ]
@@ -108,9 +116,11 @@ def append(batch: Batch) -> Call[list[Appended] | Stale]:
     return Call(script("append"), arguments, _appended)
 
 
-def _appended(answer: Sequence[Any]) -> list[Appended] | Stale:
+def _appended(answer: Sequence[Any]) -> list[Appended] | Stale | Ended:
     if answer[0] == b"stale":
         return stale(answer[1], answer[2])
+    if answer[0] == b"closed":
+        return Ended(Position.parse(answer[1].decode()))
     return [_one_appended(answer[at].decode(), answer[at + 1]) for at in range(1, len(answer), 2)]
 
 
@@ -125,11 +135,33 @@ def stale(version: bytes | None, pairs: Sequence[bytes] | dict[bytes, bytes]) ->
     return Stale(int(version or 0), {name.decode(): binding for name, binding in items})
 
 
-def announce(log: str, epoch: str, topics: str, body: bytes) -> Call[Position]:
+def announce(log: str, epoch: str, whispers: Sequence[Whisper]) -> Call[Position | Ended]:
     """See :meth:`bus.store.base.Store.announce`."""
-    return Call(
-        script("announce"), (log, epoch, topics, body), lambda at: Position(at[0].decode(), int(at[1]), at[2].decode())
-    )
+
+    def told(answer: Sequence[Any]) -> Position | Ended:
+        return Ended(_position(answer)) if answer[3] else _position(answer)
+
+    return Call(script("announce"), (log, epoch, *(part for whisper in whispers for part in whisper)), told)
+
+
+def close_log(log: str, epoch: str, own: OwnLimits) -> Call[Position]:
+    """See :meth:`bus.store.base.Store.close_log`."""
+    limits = ["" if limit is None else limit for limit in own]
+    return Call(script("close"), (log, epoch, *limits, END_REMEMBERED_MS), _position)
+
+
+def seek(log: str, epoch: str, at_ms: int) -> Call[Position]:
+    """See :meth:`bus.store.base.Store.seek`."""
+    return Call(script("seek"), (log, epoch, at_ms), _position)
+
+
+def _position(answer: Sequence[Any]) -> Position:
+    return Position(answer[0].decode(), int(answer[1]), answer[2].decode())
+
+
+def logs() -> Call[list[str]]:
+    """See :meth:`bus.store.base.Store.logs`."""
+    return Call(script("logs"), (), lambda names: sorted({name.decode() for name in names}))
 
 
 def read(log: str, epoch: str, after: int, limit: int) -> Call[Page]:
@@ -140,9 +172,9 @@ def read(log: str, epoch: str, after: int, limit: int) -> Call[Page]:
 def _page(answer: Sequence[Any]) -> Page:
     entries = [
         Entry(answer[at], answer[at + 1].decode(), answer[at + 2].decode(), answer[at + 3].decode(), answer[at + 4])
-        for at in range(3, len(answer), 5)
+        for at in range(4, len(answer), 5)
     ]
-    return Page(answer[0].decode(), int(answer[1]), answer[2].decode(), entries)
+    return Page(answer[0].decode(), int(answer[1]), answer[2].decode(), entries, bool(answer[3]))
 
 
 def bind(bindings: Bindings) -> Call[int]:
