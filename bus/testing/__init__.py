@@ -14,6 +14,7 @@ on a condition with a deadline. There is no pytest in here, and production code 
 :data:`LEASE_CHECKS` are told apart by what they need: a store made with ``lease_ms=SHORT_LEASE_MS``.
 """
 
+from bus.testing.end_checks import END_CHECKS
 from bus.testing.lane_checks import LANE_CHECKS
 from bus.testing.lease_checks import LEASE_CHECKS, WORKER_CHECKS
 from bus.testing.ledger_checks import LEDGER_CHECKS
@@ -25,8 +26,8 @@ from bus.testing.suspect_checks import SUSPECT_CHECKS
 
 __all__ = ["CALM_LEASE_MS", "LEASE_CHECKS", "LOG_CHECKS", "QUEUE_CHECKS", "SHORT_LEASE_MS", "Check"]
 
-LOG_CHECKS: tuple[Check, ...] = (*NUMBER_CHECKS, *LIVE_CHECKS)
-"""The log side: numbers, ages, ids, bindings, pages, live frames."""
+LOG_CHECKS: tuple[Check, ...] = (*NUMBER_CHECKS, *LIVE_CHECKS, *END_CHECKS)
+"""The log side: numbers, ages, ids, bindings, pages, live frames, ends, times."""
 
 QUEUE_CHECKS: tuple[Check, ...] = (*JOB_CHECKS, *LANE_CHECKS, *WORKER_CHECKS, *SUSPECT_CHECKS, *LEDGER_CHECKS)
 """The queue side: jobs, lanes, verdicts, wake-ups, leases, suspects, dead letters, the step ledger."""
