@@ -21,6 +21,7 @@ from bus.errors import (
 )
 from bus.events import Event
 from bus.listener import Listener
+from bus.logs import Log
 from bus.position import Position
 from bus.publisher import Publication, Receipt
 
@@ -39,6 +40,7 @@ __all__ = [
     "InvalidSettings",
     "InvalidTopic",
     "Listener",
+    "Log",
     "LogClosed",
     "PayloadTooLarge",
     "Position",

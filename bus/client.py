@@ -17,20 +17,21 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from bus import ids
 from bus.bindings import Binding
 from bus.clock import Clock
-from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings, LogClosed, UnsafeServer
+from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings, UnsafeServer
 from bus.events import Event
 from bus.listener import After, Item, Joined, Listener, Reader
+from bus.logs import Log
 from bus.position import Position
 from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
 from bus.settings import Limits, check_log, settle_namespace, settle_url
 from bus.sides import Side, Sides
-from bus.store.base import Ended, Store, Whisper
+from bus.store.base import Store, Whisper
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.topics import Matcher
+from bus.whispers import ThreadWhispers
 
 __all__ = ["Bus", "Status"]
 
@@ -95,6 +96,7 @@ class Bus:
         self._publisher = Publisher(source or f"/{self.namespace}", self.limits, self.clock)
         self._lock = threading.RLock()
         self._sides = Sides()
+        self._whispers = ThreadWhispers(lambda: self._store)
         self._thread_owners = 0
         self._openings = 0
         self._counting = threading.Lock()
@@ -151,8 +153,11 @@ class Bus:
             return
         side.owners -= 1
         if side.owners == 0:
+            await side.whispers.close()
             await side.close_hubs()
         await self._sides.release(side)
+        if self._whispers:
+            await asyncio.to_thread(self._whispers.close)
         self._close_if_unowned()
 
     async def __aenter__(self) -> Self:
@@ -184,6 +189,7 @@ class Bus:
 
     def close_sync(self) -> None:
         """Undo one ``open_sync``, or end a bus that was never opened by hand. Safe twice."""
+        self._whispers.close()
         with self._lock:
             self._thread_owners = max(0, self._thread_owners - 1)
         self._close_if_unowned()
@@ -227,6 +233,7 @@ class Bus:
 
         For whoever used it without owning it, as a worker does when it stops.
         """
+        self._whispers.close()
         with self._lock:
             if self._reached and not self._thread_owners and not self._sides:
                 self._reached = False
@@ -271,10 +278,11 @@ class Bus:
         ``topics`` decide who hears it and which handlers get it; an empty list reaches no listener. ``key`` names the
         lane for all handlers, in place of the field each of them names. ``delay`` (a ``timedelta`` or seconds) or ``at``
         (a datetime with a zone) delay the handlers' jobs only. ``ephemeral`` tells live listeners and leaves no trace:
-        no number, no jobs. The same ``id`` within the window (5 minutes) gives the first one's position.
+        no number, no jobs; those that come fast are gathered for up to 50 ms (:mod:`bus.whispers`) and then at most
+        logged if they are lost, and their receipts have the last position known. The same ``id`` within the window (5 minutes) gives the first one's position.
 
         A lost connection is retried until the deadline (5 s). Raises ``InvalidEvent``, ``InvalidTopic``,
-        ``PayloadTooLarge`` (nothing was published), ``BusClosed``, or ``BusUnavailable``, whose ``outcome`` says whether
+        ``PayloadTooLarge``, ``LogClosed`` (nothing was published), ``BusClosed``, or ``BusUnavailable``, whose ``outcome`` says whether
         the event was refused or its fate is unknown. On a loop that has not opened the bus it works through a thread.
         """
         publication = Publication(event, topics, key, id, delay, at, log)
@@ -307,7 +315,8 @@ class Bus:
         if ephemeral:
             letter = self._ephemeral(publication)
             self.usable()
-            return _told(letter, self._store.announce(letter.log, ids.epoch(), [_whisper(letter)]))
+            position = self._whispers.say(letter.log, _whisper(letter))
+            return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
         return self.publish_many_sync([publication])[0]
 
     def publish_many_sync(self, publications: Iterable[Publication]) -> list[Receipt]:
@@ -319,6 +328,9 @@ class Bus:
         side = None if self._closed else self._sides.here()
         if side is None:
             return await asyncio.to_thread(self._send, letters)
+        if side.whispers:
+            for name in {letter.log for letter in letters}:
+                await side.whispers.flush(name)
         plan = self._publisher.plan(letters)
         answer: Answer = None
         while True:
@@ -343,6 +355,9 @@ class Bus:
         except BusUnavailable as error:
             first = letters[0].envelope.id if letters else None
             raise BusUnavailable(f"{error}; nothing was published", outcome="refused", id=first) from error
+        if self._whispers:
+            for name in {letter.log for letter in letters}:
+                self._whispers.flush(name)
         plan = self._publisher.plan(letters)
         answer: Answer = None
         while True:
@@ -365,8 +380,26 @@ class Bus:
         return self._publisher.letter(publication)
 
     async def _announce(self, letter: Letter) -> Receipt:
-        async with self.using() as side:
-            return _told(letter, await side.store.announce(letter.log, ids.epoch(), [_whisper(letter)]))
+        side = None if self._closed else self._sides.here()
+        if side is not None:
+            position = await side.whispers.say(letter.log, _whisper(letter))
+        else:
+            async with self.using() as passing:
+                position = await passing.whispers.say(letter.log, _whisper(letter))
+        return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
+
+    async def flush(self, log: str | None = None) -> None:
+        """Return once the ephemeral events are out that this loop has published to a log until now. Raises nothing.
+
+        Publishing to that log and closing do it by themselves.
+        """
+        side = self._sides.here()
+        if side is not None:
+            await side.whispers.flush(check_log(log))
+
+    def flush_sync(self, log: str | None = None) -> None:
+        """As :meth:`flush`, for those of all threads; blocks."""
+        self._whispers.flush(check_log(log))
 
     # -- listening -----------------------------------------------------------------------------------------------------
 
@@ -392,6 +425,15 @@ class Bus:
                 raise
 
         return Listener(join, left, name, Matcher(patterns or ("global",)), _after(after))
+
+    def log(self, name: str, *, cap: int | None = None, ttl: Delay | None = None) -> Log:
+        """A handle for one log: to publish to it, listen to it and close it, as in ``bus.log(f"run:{id}", ttl=3600)``.
+
+        ``cap`` (events) and ``ttl`` (a ``timedelta`` or seconds) are limits of its own in place of the bus's. The log
+        keeps them from the first event on that is published (or the close) through a handle that has them, for every
+        publisher; the last ones given count. Connects to nothing. Raises ``InvalidLog``, ``InvalidSettings``.
+        """
+        return Log(self, name, cap=cap, ttl=ttl)
 
     async def history(
         self, *patterns: str, after: str = "0", limit: int | None = None, log: str | None = None
@@ -442,12 +484,6 @@ class _Leaving:
 
 def _whisper(letter: Letter) -> Whisper:
     return Whisper(" ".join(letter.envelope.topics), letter.body)
-
-
-def _told(letter: Letter, answer: Position | Ended) -> Receipt:
-    if isinstance(answer, Ended):
-        raise LogClosed(letter.log, answer.position, letter.envelope.id)
-    return Receipt(letter.envelope.id, answer, duplicate=False, jobs=0)
 
 
 def _after(after: str | None) -> After:

@@ -25,7 +25,7 @@ from bus.events import Event
 from bus.position import Position
 from bus.settings import Limits, check_log
 from bus.store import base
-from bus.store.base import Appended, Batch, Ended, Post, Stale
+from bus.store.base import NO_LIMITS, Appended, Batch, Ended, OwnLimits, Post, Stale
 from bus.topics import topic_set
 
 __all__ = ["Answer", "Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
@@ -45,7 +45,10 @@ Delay = timedelta | float
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One event of a ``publish_many``, with the options of a single ``publish``."""
+    """One event of a ``publish_many``, with the options of a single ``publish``.
+
+    ``own`` are the log's own limits, which :meth:`bus.Bus.log` fills in.
+    """
 
     event: Event | Mapping[str, Any]
     topics: Iterable[str] = ("global",)
@@ -54,6 +57,7 @@ class Publication:
     delay: Delay | None = None
     at: datetime | None = None
     log: str | None = None
+    own: OwnLimits = NO_LIMITS
 
 
 class Receipt(NamedTuple):
@@ -73,6 +77,7 @@ class Letter(NamedTuple):
     token: str
     due: str
     log: str
+    own: OwnLimits
 
 
 class Send(NamedTuple):
@@ -120,7 +125,7 @@ class Publisher:
         body = codec.encode(envelope)
         if len(body) > self._limits.max_bytes:
             raise PayloadTooLarge(len(body), self._limits.max_bytes)
-        return Letter(envelope, body, ids.token(), _due(publication), check_log(publication.log))
+        return Letter(envelope, body, ids.token(), _due(publication), check_log(publication.log), publication.own)
 
     def plan(self, letters: Sequence[Letter]) -> Plan:
         """Append all, again and again where it is safe and of use, until answered or past the deadline.
@@ -176,12 +181,13 @@ class Publisher:
             version=routing.version,
             routes=tuple(routing.routes[route] for route in used),
             posts=tuple(posts),
+            own=letters[0].own,
         )
 
 
 def _chunks(letters: Sequence[Letter]) -> Iterable[list[Letter]]:
     """Runs of one log, of bounded number and size, in order."""
-    for _, run in groupby(letters, key=lambda letter: letter.log):
+    for _, run in groupby(letters, key=lambda letter: (letter.log, letter.own)):
         chunk: list[Letter] = []
         size = 0
         for letter in run:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from bus.hub import Hub
 from bus.store.base import LoopStore
+from bus.whispers import LoopWhispers
 
 __all__ = ["Side", "Sides"]
 
@@ -25,6 +26,10 @@ class Side:
     uses: int = 0
     owners: int = 0
     hubs: dict[str, Hub] = field(default_factory=dict)
+    whispers: LoopWhispers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.whispers = LoopWhispers(self.store)
 
     async def hub(self, log: str) -> Hub:
         """The hub of a log, running; made by the first who asks. Raises what :meth:`bus.hub.Hub.start` raises."""
@@ -74,6 +79,7 @@ class Sides:
         if side.uses == 0:
             with self._lock:
                 self._by_loop.pop(asyncio.get_running_loop(), None)
+            await side.whispers.close()
             await side.close_hubs()
             await side.store.close()
 
