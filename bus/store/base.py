@@ -57,6 +57,7 @@ from bus.store.jobs import (
 from bus.store.records import (
     CONFIRMED,
     NO_LIMITS,
+    QUIET,
     Appended,
     Batch,
     Bindings,
@@ -64,10 +65,12 @@ from bus.store.records import (
     Ended,
     Entry,
     Frame,
+    Heard,
     Limits,
     OwnLimits,
     Page,
     Post,
+    Quiet,
     Stale,
     Whisper,
     decode_frame,
@@ -78,6 +81,7 @@ __all__ = [
     "CONFIRMED",
     "NO_LIMITS",
     "PRIORITIES",
+    "QUIET",
     "Appended",
     "Batch",
     "Beat",
@@ -90,12 +94,14 @@ __all__ = [
     "Entry",
     "Exchange",
     "Frame",
+    "Heard",
     "Job",
     "Limits",
     "LoopStore",
     "OwnLimits",
     "Page",
     "Post",
+    "Quiet",
     "Retrying",
     "Route",
     "Settlement",
@@ -129,10 +135,11 @@ class LoopStore(Protocol):
     async def seek(self, log: str, epoch: str, at_ms: int) -> Position:
         """As :meth:`Store.seek`, without blocking the loop."""
 
-    def subscribe(self, log: str) -> AsyncIterator[Frame | Confirmed]:
+    def subscribe(self, log: str) -> AsyncIterator[Heard]:
         """Live frames of a log, after a first :data:`CONFIRMED`; again one whenever frames may have been missed.
 
-        Raises :class:`~bus.errors.BusUnavailable` when the link is dead; call again to go on. Close it with ``aclose``.
+        Where a link may go silent without a word, a :data:`QUIET` now and then asks for a look at the log. Raises
+        :class:`~bus.errors.BusUnavailable` when the link is dead; call again to go on. Close it with ``aclose``.
         """
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ from bus.store.jobs import Route
 __all__ = [
     "CONFIRMED",
     "NO_LIMITS",
+    "QUIET",
     "Appended",
     "Batch",
     "Bindings",
@@ -18,10 +19,12 @@ __all__ = [
     "Ended",
     "Entry",
     "Frame",
+    "Heard",
     "Limits",
     "OwnLimits",
     "Page",
     "Post",
+    "Quiet",
     "Stale",
     "Whisper",
     "decode_frame",
@@ -64,7 +67,17 @@ class Confirmed:
     __slots__ = ()
 
 
+class Quiet:
+    """What a subscription yields now and then while nothing is announced: the link is alive, the log may have gone on."""
+
+    __slots__ = ()
+
+
 CONFIRMED = Confirmed()
+QUIET = Quiet()
+
+Heard = Frame | Confirmed | Quiet
+"""What a subscription yields."""
 
 
 class Page(NamedTuple):

@@ -8,14 +8,14 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import cast
 
 from bus.position import ROOT_TOKEN, Position
-from bus.store.base import Appended, Confirmed, Entry, Frame, LoopStore, Page, Stale, Store, Whisper
+from bus.store.base import Appended, Confirmed, Entry, Frame, Heard, LoopStore, Page, Stale, Store, Whisper
 from bus.testing.store_checks import append, batch, collected, post, whisper, write
 
 __all__ = ["LIVE_CHECKS"]
 
 PATIENCE_S = 5.0
 
-Heard = AsyncGenerator[Frame | Confirmed]
+Subscription = AsyncGenerator[Heard]
 
 
 @asynccontextmanager
@@ -29,17 +29,17 @@ async def door(store: Store) -> AsyncIterator[LoopStore]:
         await loop_store.close()
 
 
-def subscribed(loop_store: LoopStore, log: str = "main") -> AbstractAsyncContextManager[Heard]:
-    return aclosing(cast("Heard", loop_store.subscribe(log)))
+def subscribed(loop_store: LoopStore, log: str = "main") -> AbstractAsyncContextManager[Subscription]:
+    return aclosing(cast("Subscription", loop_store.subscribe(log)))
 
 
-async def confirmed(heard: Heard) -> None:
+async def confirmed(heard: Subscription) -> None:
     async with asyncio.timeout(PATIENCE_S):
         first = await anext(heard)
     assert isinstance(first, Confirmed), f"before its confirmation a subscription yielded {first}"
 
 
-async def frames(heard: Heard, count: int) -> list[Frame]:
+async def frames(heard: Subscription, count: int) -> list[Frame]:
     """The next frames; another confirmation among them is allowed, nothing else."""
     found: list[Frame] = []
     async with asyncio.timeout(PATIENCE_S):

@@ -5,9 +5,6 @@ Publishers live on any thread; a frame reaches the loop through ``call_soon_thre
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -17,20 +14,17 @@ from bus.store.base import (
     NO_LIMITS,
     Appended,
     Batch,
-    Confirmed,
     Ended,
-    Frame,
+    Heard,
     OwnLimits,
     Page,
     Stale,
     Whisper,
 )
+from bus.store.inbox import Inbox
 from bus.store.memory.logs import Log
 
 __all__ = ["MemoryLoopStore"]
-
-BACKLOG = 10_000
-"""Frames that may wait for a busy loop; past that they are dropped and the hub is told to read on from the log."""
 
 
 class Blocking(Protocol):
@@ -66,49 +60,15 @@ class MemoryLoopStore:
     async def seek(self, log: str, epoch: str, at_ms: int) -> Position:
         return self._store.seek(log, epoch, at_ms)
 
-    async def subscribe(self, log: str) -> AsyncIterator[Frame | Confirmed]:
-        inbox = Inbox(asyncio.get_running_loop())
+    async def subscribe(self, log: str) -> AsyncIterator[Heard]:
+        inbox = Inbox(threads=True)
         attached = self._store.attach(log, inbox)
         try:
             yield CONFIRMED
-            while True:
-                for frame in await inbox.next_frames():
-                    yield frame
+            async for heard in inbox.heard():
+                yield heard
         finally:
             self._store.detach(attached, inbox)
 
     async def close(self) -> None:
         """Nothing to close; subscriptions end with their iterators."""
-
-
-class Inbox:
-    """Frames on their way from a publisher's thread to a loop, bounded."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._frames: deque[Frame | Confirmed] = deque()
-        self._arrived = asyncio.Event()
-        self._waking = False
-
-    def put(self, frame: Frame) -> None:
-        """Take a frame in; called under the store's lock, from any thread."""
-        if len(self._frames) >= BACKLOG:
-            self._frames.clear()
-            self._frames.append(CONFIRMED)
-        self._frames.append(frame)
-        if not self._waking:
-            self._waking = True
-            # A loop that ended without closing its bus is not the publisher's trouble.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._arrived.set)
-
-    async def next_frames(self) -> list[Frame | Confirmed]:
-        """All that has arrived, waiting for the first."""
-        await self._arrived.wait()
-        self._arrived.clear()
-        self._waking = False
-        frames = []
-        with contextlib.suppress(IndexError):  # no look before the leap: a publisher's thread may just have cleared it
-            while True:
-                frames.append(self._frames.popleft())
-        return frames

@@ -33,8 +33,9 @@ from bus.store.base import (
     Whisper,
     Woken,
 )
+from bus.store.inbox import Inbox
 from bus.store.memory.logs import Log, Seen
-from bus.store.memory.loop import Inbox, MemoryLoopStore
+from bus.store.memory.loop import MemoryLoopStore
 from bus.store.memory.queues import Queues
 from bus.store.memory.steps import Steps
 

@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as LostConnection
 
-__all__ = ["Command", "Wire", "pack"]
+__all__ = ["Command", "Wire", "pack", "refusal"]
 
 Command = Sequence[str | bytes | int]
 
@@ -48,6 +48,11 @@ def pack(commands: Sequence[Command]) -> bytes:
             data = part if type(part) is bytes else str(part).encode()
             parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+def refusal(text: bytes) -> Exception:
+    """What an error answer means."""
+    return _ERRORS.get(text.partition(b" ")[0], ResponseError)(text.decode(errors="replace"))
 
 
 class Wire:
@@ -101,7 +106,7 @@ class Wire:
             return line[1:]
         if kind != b"-":
             raise ValueError(kind)
-        return _ERRORS.get(line[1:].partition(b" ")[0], ResponseError)(line[1:].decode(errors="replace"))
+        return refusal(line[1:])
 
     def _line(self) -> bytes:
         while (end := self._data.find(b"\r\n", self._at)) < 0:
