@@ -4,7 +4,7 @@ Start with :class:`Bus` and :class:`Event`. The README beside this file tells ho
 """
 
 from bus.client import Bus, Status
-from bus.delivery import Delivery, Gap
+from bus.delivery import Closed, Delivery, Gap
 from bus.envelope import Envelope
 from bus.errors import (
     BusClosed,
@@ -24,12 +24,14 @@ from bus.listener import Listener
 from bus.logs import Log
 from bus.position import Position
 from bus.publisher import Publication, Receipt
+from bus.threads import SyncListener
 
 __all__ = [
     "Bus",
     "BusClosed",
     "BusError",
     "BusUnavailable",
+    "Closed",
     "Delivery",
     "Envelope",
     "Event",
@@ -47,5 +49,6 @@ __all__ = [
     "Publication",
     "Receipt",
     "Status",
+    "SyncListener",
     "UnsafeServer",
 ]

@@ -14,22 +14,33 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
 from bus.bindings import Binding
 from bus.clock import Clock
-from bus.errors import BusClosed, BusUnavailable, InvalidEvent, InvalidSettings, UnsafeServer
+from bus.delivery import Delivery, Gap
+from bus.errors import (
+    BusClosed,
+    BusUnavailable,
+    InvalidEvent,
+    InvalidPosition,
+    InvalidSettings,
+    UnsafeServer,
+)
 from bus.events import Event
-from bus.listener import After, Item, Joined, Listener, Reader
+from bus.listener import After, Joined, Listener, start_of
 from bus.logs import Log
+from bus.mailbox import Policy, make_mailbox
 from bus.position import Position
 from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
+from bus.reader import Reader
 from bus.settings import Limits, check_log, settle_namespace, settle_url
 from bus.sides import Side, Sides
 from bus.store.base import Store, Whisper
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
+from bus.threads import ListeningThread, SyncListener
 from bus.topics import Matcher
 from bus.whispers import ThreadWhispers
 
@@ -46,7 +57,8 @@ class Status(NamedTuple):
 
     ``mode``: ``memory``, ``redis`` or ``fallback`` (memory, because the server was away). ``connected``: whether the
     hubs of this loop are live (with none: whether the bus is open). ``position``: of the default log's hub. ``lag``: how
-    many events the slowest listener of this loop is behind its hub.
+    many events the slowest listener of this loop is behind its hub. ``state``: of the hub that is worst off (``live``,
+    ``repairing`` from the log, ``connecting`` for the first time, ``degraded`` while its link is lost), and ``since`` when.
     """
 
     mode: str
@@ -54,6 +66,8 @@ class Status(NamedTuple):
     position: Position | None
     listeners: int
     lag: int
+    state: str = "live"
+    since: datetime | None = None
 
 
 class Bus:
@@ -97,6 +111,7 @@ class Bus:
         self._lock = threading.RLock()
         self._sides = Sides()
         self._whispers = ThreadWhispers(lambda: self._store)
+        self._listening = ListeningThread()
         self._thread_owners = 0
         self._openings = 0
         self._counting = threading.Lock()
@@ -227,6 +242,7 @@ class Bus:
             self._closed = True
             self._reached = False
             self._store.close()
+            self._sides.end_listeners()
 
     def rest(self) -> None:
         """Close the blocking connections if nobody owns the bus; it opens by itself when it is used again. Safe twice.
@@ -403,28 +419,63 @@ class Bus:
 
     # -- listening -----------------------------------------------------------------------------------------------------
 
-    def listen(self, *patterns: str, after: str | None = None, log: str | None = None) -> Listener:
+    def listen(
+        self,
+        *patterns: str,
+        after: str | datetime | None = None,
+        log: str | None = None,
+        policy: Policy = "catch-up",
+        key: str | None = None,
+    ) -> Listener:
         """Listen to the events whose topics match a pattern (default ``"global"``): ``async with`` it, then iterate.
 
-        ``after`` is exclusive: a position resumes behind it, ``"0"`` begins with all that is kept, ``None`` means from
-        now on. Entering returns once attached, and raises ``BusUnavailable`` if that cannot be; afterwards the listener
-        repairs itself. It yields :class:`~bus.delivery.Delivery`, and :class:`~bus.delivery.Gap` before a hole that
-        cannot be repaired; it ends when the bus is closed. Raises ``InvalidTopic``, ``InvalidPosition``, ``InvalidLog``.
+        ``after`` is exclusive: a position resumes behind it, ``"0"`` begins with all that is kept, a datetime (with a
+        zone) with what was published from then on as far as it is kept, ``None`` means from now on. Entering returns once
+        attached, and raises ``BusUnavailable`` if that cannot be; afterwards the listener repairs itself. It yields
+        :class:`~bus.delivery.Delivery`, :class:`~bus.delivery.Gap` before a hole that cannot be repaired, and last, when
+        the log or the bus is closed, :class:`~bus.delivery.Closed`.
+
+        Up to 1,000 deliveries and 4 MB wait for one that is slow. Then its ``policy`` decides: ``"catch-up"`` reads on from
+        the log, so that nothing is missed; ``"latest"`` keeps only the newest waiting event of each ``key`` (a field of the
+        data; without one the key of the publish), at any time; ``"disconnect"`` ends the listener.
+
+        Raises ``InvalidTopic``, ``InvalidPosition``, ``InvalidLog``, ``InvalidSettings``.
         """
-        name = check_log(log)
-        left = _Leaving()
+        name, start = check_log(log), _after(after)
 
         async def join() -> Joined:
             using = self.using()
             side = await using.__aenter__()
-            left.using = using
             try:
-                return Joined(await side.hub(name), side.store)
+                hub = await side.hub(name)
             except BaseException:
-                await left()
+                await using.__aexit__(None, None, None)
                 raise
 
-        return Listener(join, left, name, Matcher(patterns or ("global",)), _after(after))
+            async def leave() -> None:
+                side.left(hub)
+                await using.__aexit__(None, None, None)
+
+            return Joined(hub, side.store, leave)
+
+        mailbox = make_mailbox(policy, key)
+        matcher = Matcher(patterns or ("global",))
+        return Listener(join, name, matcher, start, mailbox, disconnects=policy == "disconnect")
+
+    def listen_sync(
+        self,
+        *patterns: str,
+        after: str | datetime | None = None,
+        log: str | None = None,
+        policy: Policy = "catch-up",
+        key: str | None = None,
+    ) -> SyncListener:
+        """As :meth:`listen`, for threads: ``with`` it, then iterate, or ``get(timeout_s)`` one item at a time.
+
+        All listeners of threads share one event loop, which runs on a thread of its own while there are any.
+        """
+        listener = self.listen(*patterns, after=after, log=log, policy=policy, key=key)
+        return SyncListener(self._listening, listener)
 
     def log(self, name: str, *, cap: int | None = None, ttl: Delay | None = None) -> Log:
         """A handle for one log: to publish to it, listen to it and close it, as in ``bus.log(f"run:{id}", ttl=3600)``.
@@ -436,21 +487,22 @@ class Bus:
         return Log(self, name, cap=cap, ttl=ttl)
 
     async def history(
-        self, *patterns: str, after: str = "0", limit: int | None = None, log: str | None = None
-    ) -> AsyncIterator[Item]:
+        self, *patterns: str, after: str | datetime = "0", limit: int | None = None, log: str | None = None
+    ) -> AsyncIterator[Delivery | Gap]:
         """The matching events that the log keeps, oldest first, up to what is its top when that is reached.
 
         ``limit`` counts items. The same items, the same gaps and the same errors as :meth:`listen`.
         """
-        name, matcher, start = check_log(log), Matcher(patterns or ("**",)), _after(after)
+        name, matcher, after_ = check_log(log), Matcher(patterns or ("**",)), _after(after)
         async with self.using() as side:
-            reader = Reader(side.store, name, matcher, start or "0")
+            start = await start_of(side.store, name, after_ or "0")
+            reader = Reader(side.store, name, matcher, start, side.decoder)
             handed = 0
             while not reader.caught_up:
                 for found in await reader.page():
                     if limit is not None and handed >= limit:
                         return
-                    yield found.item
+                    yield cast("Delivery | Gap", found.item)
                     handed += 1
 
     def status(self) -> Status:
@@ -458,9 +510,18 @@ class Bus:
         side = self._sides.here()
         hubs = [hub for hub in side.hubs.values() if hub.state != "closed"] if side else []
         main = next((hub.position for hub in hubs if hub.name == check_log(None)), None)
-        connected = self._reached and not self._closed and all(hub.state == "live" for hub in hubs)
+        worst = max(hubs, key=lambda hub: _TROUBLE.index(hub.state), default=None)
+        state = "closed" if self._closed else worst.state if worst else "live" if self._reached else "not opened"
         listeners = [listener for hub in hubs for listener in hub.listeners]
-        return Status(self.mode, connected, main, len(listeners), max((each.lag for each in listeners), default=0))
+        return Status(
+            mode=self.mode,
+            connected=state in ("live", "ended"),
+            position=main,
+            listeners=len(listeners),
+            lag=max((each.lag for each in listeners), default=0),
+            state=state,
+            since=worst.since if worst else None,
+        )
 
     # -- for the workers' side -----------------------------------------------------------------------------------------
 
@@ -470,21 +531,16 @@ class Bus:
         self._store.bind({binding.handler: binding.encode() for binding in bindings})
 
 
-class _Leaving:
-    """Gives a listener's use of its side back, once."""
-
-    def __init__(self) -> None:
-        self.using: Any = None
-
-    async def __call__(self) -> None:
-        using, self.using = self.using, None
-        if using is not None:
-            await using.__aexit__(None, None, None)
-
-
 def _whisper(letter: Letter) -> Whisper:
     return Whisper(" ".join(letter.envelope.topics), letter.body)
 
 
-def _after(after: str | None) -> After:
+_TROUBLE = ("closed", "ended", "live", "repairing", "connecting", "degraded")
+
+
+def _after(after: str | datetime | None) -> After:
+    if isinstance(after, datetime):
+        if after.tzinfo is None:
+            raise InvalidPosition("a datetime without a time zone")
+        return after
     return after if after is None or after == "0" else Position.parse(after)  # type: ignore[return-value]  # "0" is "0"

@@ -1,4 +1,4 @@
-"""What a listener is handed: a :class:`Delivery` for each event, and a :class:`Gap` where there is a hole.
+"""What a listener is handed: a :class:`Delivery` for each event, a :class:`Gap` where there is a hole, :class:`Closed` last.
 
 :func:`follow` is the whole of the proof that there is none: it says whether a page of the log goes on exactly where a
 reader stands.
@@ -14,7 +14,9 @@ from bus.events import Event
 from bus.position import Position
 from bus.store.base import Page
 
-__all__ = ["Delivery", "Gap", "follow"]
+__all__ = ["Closed", "Delivery", "EndReason", "Gap", "Item", "follow"]
+
+EndReason = Literal["log", "bus", "overflow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,22 @@ class Gap:
     first: int
     last: int
     reason: Literal["trimmed", "epoch", "fork"]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The last item of a listener: nothing more comes. To listen on elsewhere or later, begin after ``position``.
+
+    ``log``: the log was closed, and this was all of it. ``bus``: the bus was closed. ``overflow``: the listener was too
+    slow for its policy ``disconnect``.
+    """
+
+    position: Position | None
+    reason: EndReason
+
+
+Item = Delivery | Gap | Closed
+"""What a listener yields."""
 
 
 def follow(at: Position, page: Page) -> Gap | None:

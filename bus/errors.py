@@ -61,7 +61,7 @@ class InvalidPosition(BusError):
     def __init__(self, given: str) -> None:
         super().__init__(
             f"{given[:80]!r} is not a position: pass one that a delivery or a receipt carried, "
-            "'0' for everything that is kept, or leave it out for from now on"
+            "'0' for everything that is kept, a datetime with a time zone, or leave it out for from now on"
         )
         self.given = given
 

@@ -1,19 +1,22 @@
-"""The hub: one for each event loop and log, the only one there that holds a live subscription.
+"""The hub: one for each event loop and log, the only one there that hears the log's live frames.
 
 It stands at a position and takes a live frame only if it is the very next one: same epoch, number one higher, and
 naming our token as the one before it. Anything else is a possible hole, and so is every (re)confirmed subscription; then
-it reads on from the log until it has caught up, so that what it hands to its listeners has no hole and no repeat.
+it reads on from the log until it has caught up, so that what it hands to its listeners has no hole and no repeat. While
+nothing is announced it compares its position with the log's now and then, whatever the link says of itself.
 
 ::
 
                start
                  │
                  ▼        confirmed            caught up
-    ┌───────> connecting ───────────> repairing ─────────> live ──┐ next frame: hand out
-    │            ▲                      ▲   │                │    │
-    │            │ backoff              └───┼── odd frame ───┤ <──┘
-    │            └──────────────────────────┴── link lost ───┘
-    └ close() from anywhere ends it
+             connecting ──────────────> repairing ─────────> live ──┐ next frame: hand out
+                 ┌──────────────────────▲   │ │  ▲             │    │
+                 │      confirmed           │ │  └─ odd frame ─┤ <──┘
+              degraded <────────────────────┘ │                │
+               backoff <──────────────────────┼── link lost ───┘
+                                              └─> ended: the log was closed, and all of it handed out
+             close() from anywhere: closed
 
 Where the log cannot close the hole, every listener is told to fall behind: it reads from the log at its own cursor and
 finds its own gap there. The hub itself goes on from the log's top.
@@ -27,23 +30,31 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator
-from typing import Protocol, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Literal, Protocol, cast
 
-from bus import codec, ids
-from bus.delivery import Delivery, follow
-from bus.errors import BusClosed, BusError, BusUnavailable
+from bus import ids
+from bus.decoding import Decoder
+from bus.delivery import EndReason, follow
+from bus.errors import BusClosed, BusUnavailable
+from bus.mailbox import Found
 from bus.position import Position
-from bus.store.base import Confirmed, Entry, Frame, LoopStore
+from bus.reader import PAGE
+from bus.store.base import Entry, Frame, Heard, LoopStore, Quiet
+from bus.trail import Trail
 
-__all__ = ["PAGE", "Hub", "Tuned", "deliver"]
-
-PAGE = 256
-"""Entries read from the log at once: the memory that a repair may take."""
+__all__ = ["Hub", "State", "Tuned"]
 
 FIRST_BACKOFF_S = 0.02
 LAST_BACKOFF_S = 2.0
 CLOSE_S = 2.0
+REMEMBERED = 1024
+"""For how many sets of topics a hub remembers who wants them."""
+COMPARED_EVERY = 2
+"""Quiet moments (two seconds each) between two looks at the log."""
+
+State = Literal["connecting", "repairing", "live", "degraded", "ended", "closed"]
 
 log = logging.getLogger("callboard.bus")
 
@@ -56,36 +67,53 @@ class Tuned(Protocol):
         """How many events it is behind."""
 
     def wants(self, topics: list[str]) -> bool:
-        """Whether an event with these topics is for it."""
+        """Whether an event with these topics is for it. Always the same answer for the same topics."""
 
-    def hand(self, delivery: Delivery, before: Position) -> None:
-        """Take one in, which came after ``before``; must not block."""
+    def hand(self, found: Found) -> None:
+        """Take a delivery in; must not block. Only while it is attached."""
 
     def fall_behind(self) -> None:
-        """Read on from the log by itself."""
+        """Read on from the log by itself, and detach."""
 
     def confirm(self, top: Position) -> None:
         """The log was read up to its top; whoever has read further stands in a branch of it that is lost."""
 
-    def end(self) -> None:
-        """The hub has closed."""
+    def end(self, reason: EndReason) -> None:
+        """Nothing more comes from here."""
 
 
 class Hub:
     """See the module. ``start`` and ``close`` bear being called twice; everything belongs to the loop it started on."""
 
-    def __init__(self, store: LoopStore, name: str) -> None:
+    def __init__(
+        self,
+        store: LoopStore,
+        name: str,
+        decoder: Decoder | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.name = name
-        self.state = "connecting"
+        self.state: State = "connecting"
+        self.since = datetime.now(UTC)
+        """When that state began."""
         self.position: Position | None = None
+        self.trail = Trail()
+        self.decoder = decoder or Decoder()
+        self.pause = pause
+        """How it waits, and its listeners with it."""
         self.listeners: set[Tuned] = set()
+        self._attached: set[Tuned] = set()
+        self._wanting: dict[str, tuple[Tuned, ...]] = {}
         self._store = store
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._failure: BusUnavailable | None = None
+        self._quiets = 0
 
     def __repr__(self) -> str:
         return f"<Hub {self.name} {self.state} at {self.position} with {len(self.listeners)} listeners>"
+
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Run, and return once attached.
@@ -93,7 +121,7 @@ class Hub:
         Raises the first :class:`~bus.errors.BusUnavailable` if it cannot attach, or :class:`~bus.errors.BusClosed` if it
         was closed meanwhile.
         """
-        if self._task is None:
+        if self._task is None and self.state != "closed":
             self._task = asyncio.create_task(self._run(), name=f"callboard hub {self.name}")
         await self._ready.wait()
         if self.position is None and self._failure is not None:
@@ -103,11 +131,10 @@ class Hub:
             raise BusClosed
 
     async def close(self) -> None:
-        """End every listener, then the task and its connection, within a deadline. Safe twice."""
-        self.state = "closed"
+        """End every listener, then the task and its subscription, within a deadline. Safe twice."""
+        self._enter("closed")
         self._ready.set()  # whoever waits for the start is told
-        for listener in tuple(self.listeners):
-            listener.end()
+        self.end_listeners()
         self.listeners.clear()
         task, self._task = self._task, None
         if task is None or task is asyncio.current_task():
@@ -119,46 +146,90 @@ class Hub:
                     task.cancel()
                     await asyncio.wait((task,), timeout=0.1)
 
+    def end_listeners(self) -> None:
+        """The bus was closed. What waits in them may still be read. Safe twice."""
+        for listener in tuple(self.listeners):
+            listener.end("bus")
+
+    def _enter(self, state: State) -> None:
+        if self.state not in (state, "closed"):
+            self.state, self.since = state, datetime.now(UTC)
+
     async def _run(self) -> None:
         backoff_s = FIRST_BACKOFF_S
-        while self.state != "closed":
+        while self.state not in ("ended", "closed"):
             try:
                 async with contextlib.aclosing(
-                    cast("AsyncGenerator[Frame | Confirmed]", self._store.subscribe(self.name))
-                ) as frames:
-                    async for frame in frames:
-                        await self._take_in(frame)
+                    cast("AsyncGenerator[Heard]", self._store.subscribe(self.name))
+                ) as heard:
+                    async for one in heard:
+                        await self._take_in(one)
                         backoff_s = FIRST_BACKOFF_S
+                        if self.state == "ended":
+                            return
             except BusUnavailable as error:
                 self._lost(error)
             except Exception:
                 # A defect must not end the live side of the process for good: say so, and connect anew.
                 log.exception("the live link of log %r failed; it will be opened again", self.name)
                 self._lost(BusUnavailable("the live link failed"))
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            await self.pause(backoff_s * random.uniform(0.5, 1))  # noqa: S311 - jitter
             backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
 
     def _lost(self, error: BusUnavailable) -> None:
-        if self.state == "live":
+        if self.state in ("live", "repairing"):
             log.warning("the live link of log %r was lost and is being repaired: %s", self.name, error)
-        if self.state != "closed":
-            self.state = "connecting"
+        self._enter("degraded")
         self._failure = error
         self._ready.set()
 
-    async def _take_in(self, frame: Frame | Confirmed) -> None:
-        if isinstance(frame, Confirmed) or not self._file(frame):
-            self.state = "repairing"
-            await self._repair()
-            for listener in tuple(self.listeners):
-                listener.confirm(cast("Position", self.position))
-            self.state = "live"
-            self._ready.set()
+    # -- listeners -----------------------------------------------------------------------------------------------------
+
+    def attach(self, listener: Tuned) -> None:
+        """Hand it what comes from now on. Safe twice."""
+        self._attached.add(listener)
+        self._wanting.clear()
+
+    def detach(self, listener: Tuned) -> None:
+        """Hand it nothing more. Safe twice."""
+        self._attached.discard(listener)
+        self._wanting.clear()
+
+    def _who_wants(self, topics: str) -> tuple[Tuned, ...]:
+        segments = topics.split(" ") if topics else []
+        wanting = tuple(listener for listener in self._attached if listener.wants(segments))
+        if len(self._wanting) >= REMEMBERED:
+            self._wanting.clear()
+        self._wanting[topics] = wanting
+        return wanting
+
+    # -- frames --------------------------------------------------------------------------------------------------------
+
+    async def _take_in(self, heard: Heard) -> None:
+        if isinstance(heard, Frame):
+            if self._file(heard):
+                return
+        elif isinstance(heard, Quiet) and await self._agrees():
+            return
+        self._enter("repairing")
+        ended = await self._repair()
+        for listener in tuple(self.listeners):
+            listener.confirm(cast("Position", self.position))
+        self._enter("live")
+        if ended:
+            self._end()
+        self._ready.set()
+
+    def _end(self) -> None:
+        """The log was closed. Those who are behind read it to its end by themselves."""
+        self._enter("ended")
+        for listener in tuple(self._attached):
+            listener.end("log")
 
     def _file(self, frame: Frame) -> bool:
         """Hand a live frame out if it is the next one. ``False`` asks for a repair."""
         at, entry = self.position, frame.entry
-        if at is None:
+        if at is None or frame.end:
             return False
         if frame.ephemeral:
             self._hand_out(Position(frame.epoch, entry.seq, entry.token), entry, ephemeral=True)
@@ -169,14 +240,25 @@ class Hub:
             self._hand_out(Position(at.epoch, entry.seq, entry.token), entry)
             return True
         # What a repair has read already comes again from the subscription; any other number is a hole or a fork.
-        return entry.seq < at.seq or (entry.seq == at.seq and entry.token == at.token)
+        if entry.seq == at.seq:
+            return entry.token == at.token
+        return entry.seq < at.seq and self.trail.token(entry.seq) in (None, entry.token)
 
-    async def _repair(self) -> None:
-        """Read on from the log until nothing is missing, or start again from its top."""
+    async def _agrees(self) -> bool:
+        """Whether the log still stands where we do. A quiet link may have lost its other end; a log, its place."""
+        self._quiets += 1
+        at = self.position
+        if at is None or self._quiets % COMPARED_EVERY:
+            return True
+        page = await self._store.read(self.name, ids.epoch(), at.seq, 0)
+        return at == Position(page.epoch, page.top, page.top_token) and not page.closed
+
+    async def _repair(self) -> bool:
+        """Read on from the log until nothing is missing, or start again from its top. Whether the log has ended."""
         if self.position is None:
             top = await self._store.read(self.name, ids.epoch(), 0, 0)
-            self.position = Position(top.epoch, top.top, top.top_token)
-            return
+            self._stand(Position(top.epoch, top.top, top.top_token))
+            return top.closed
         while True:
             at = self.position
             # A new epoch is offered, never ours: a log that lost its data must not go on under the old name.
@@ -186,36 +268,32 @@ class Hub:
                 log.warning("log %r cannot be repaired from %s on (%s)", self.name, at, gap.reason)
                 for listener in tuple(self.listeners):
                     listener.fall_behind()
-                self.position = Position(page.epoch, page.top, page.top_token)
-                return
+                self._stand(Position(page.epoch, page.top, page.top_token))
+                return page.closed
             for entry in page.entries:
                 self._hand_out(Position(page.epoch, entry.seq, entry.token), entry)
             if self.position.seq >= page.top:
-                return
+                return page.closed
+
+    def _stand(self, position: Position) -> None:
+        """Go on from there, however one came to it."""
+        self.position = position
+        self.trail.forget()
+        if position.seq:
+            self.trail.note(position.seq, position.token)
 
     def _hand_out(self, position: Position, entry: Entry, *, ephemeral: bool = False) -> None:
         """To every listener that wants it; decoded once, and not at all if nobody does."""
         before = cast("Position", self.position)
         if not ephemeral:
             self.position = position
-        topics = entry.topics.split(" ") if entry.topics else []
-        wanting = [listener for listener in self.listeners if listener.wants(topics)]
+            self.trail.note(position.seq, position.token)
+        wanting = self._wanting.get(entry.topics)
+        if wanting is None:
+            wanting = self._who_wants(entry.topics)
         if wanting:
-            delivery = deliver(position, entry, ephemeral=ephemeral)
-            for listener in wanting if delivery is not None else ():
-                listener.hand(cast("Delivery", delivery), before)
-
-
-def deliver(position: Position, entry: Entry, *, ephemeral: bool = False) -> Delivery | None:
-    """Decode an entry. ``None`` for bytes that are no event (a foreign writer's): logged, and of no use to anybody."""
-    try:
-        # Whatever its size: what another process was allowed to publish is not for us to drop.
-        envelope = codec.decode(entry.body, max_bytes=len(entry.body))
-    except BusError as error:
-        log.error("event %s cannot be read and is left out: %s", position, error)
-        return None
-    try:
-        return Delivery(position, envelope, codec.read(envelope), ephemeral)
-    except BusError as error:
-        log.warning("event %s is handed on as plain data: %s", position, error)
-        return Delivery(position, envelope, envelope.data, ephemeral)
+            delivery = self.decoder.deliver(position, entry, ephemeral=ephemeral)
+            if delivery is not None:
+                found = Found(before, delivery, len(entry.body))
+                for listener in wanting:
+                    listener.hand(found)

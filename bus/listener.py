@@ -1,141 +1,112 @@
 """A listener: an iterator over the events of a log that match its patterns, without a gap and without a repeat.
 
-It is either *attached* (the hub hands it deliveries into a bounded queue) or *behind* (it reads the log by itself, at
+It is either *attached* (the hub hands it deliveries into a bounded mailbox) or *behind* (it reads the log by itself, at
 its own pace). It joins by attaching at the hub's position H and reading (cursor, H] from the log first: the two ranges
-do not overlap, so there is nothing to merge. A queue that is full is dropped, and the listener is behind again; so a
-slow one costs nobody anything and, inside the retention window, misses nothing.
+do not overlap, so there is nothing to merge. What a full mailbox does is its policy (see ``mailbox.py``); by default the
+listener is behind again, so a slow one costs nobody anything and, inside the retention window, misses nothing.
+
+::
+
+    entered ──cursor is the hub's──> attached ──mailbox full, or the hub found a hole──> behind
+       └──────────any other──> behind ──read up to the hub's position──> attached
+                                  └───┐                                     │
+       the log was closed and read ───┴──> ended: what waits, then Closed <─┴── hub ended, bus closed
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from bus import ids
-from bus.delivery import Delivery, Gap, follow
+from bus.delivery import Closed, Delivery, EndReason, Item
 from bus.errors import BusClosed, BusUnavailable
-from bus.hub import PAGE, Hub, Tuned, deliver
+from bus.hub import Hub, Tuned
+from bus.mailbox import Found, Mailbox
 from bus.position import Position
-from bus.store.base import LoopStore, Page
+from bus.reader import Reader
+from bus.store.base import LoopStore
 from bus.topics import Matcher
 
-__all__ = ["After", "Item", "Listener", "Reader"]
+__all__ = ["After", "Joined", "Listener", "start_of"]
 
-QUEUE = 1000
-"""Deliveries that may wait in an attached listener; past that it reads from the log instead."""
+RETRY_S = 0.1
 
-After = Position | Literal["0"] | None
-"""Where to begin: after a position, ``"0"`` for all that is kept, ``None`` for from now on."""
-
-Item = Delivery | Gap
-
-
-class Found(NamedTuple):
-    """An item, and the position just before it: where to begin for this item to be the next."""
-
-    before: Position
-    item: Item
-
-
-class Reader:
-    """Reads a log page by page from a cursor, filters it, and notices gaps. ``cursor`` is the last event looked at."""
-
-    def __init__(self, store: LoopStore, log: str, matcher: Matcher, after: Position | Literal["0"]) -> None:
-        self.cursor: Position | None = None if after == "0" else Position.parse(after)
-        self.top: int | None = None
-        self._store = store
-        self._log = log
-        self._matcher = matcher
-
-    async def page(self) -> list[Found]:
-        """The next items; an empty list may only mean that nothing in this page matched: compare ``cursor`` and ``top``."""
-        at = self.cursor
-        # A new epoch is offered, never ours: a log that lost its data must not go on under the old name.
-        page = await self._store.read(self._log, ids.epoch(), at.seq if at else 0, PAGE)
-        gap = follow(at, page) if at is not None else None
-        if gap is not None and gap.reason != "trimmed":
-            # Another life, or another branch: what followed "our" number there is unknown, so begin at what is kept.
-            page = await self._store.read(self._log, page.epoch, 0, PAGE)
-            if at is not None and gap.reason == "epoch":
-                gap = follow(at, page) or gap
-        found = [Found(at, gap)] if at is not None and gap is not None else []
-        for entry in page.entries:
-            if self._matcher.matches(entry.topics.split(" ") if entry.topics else ()):
-                delivery = deliver(Position(page.epoch, entry.seq, entry.token), entry)
-                if delivery is not None:
-                    found.append(Found(Position(page.epoch, entry.seq - 1, entry.prev), delivery))
-        self._move(page)
-        return found
-
-    def _move(self, page: Page) -> None:
-        self.top = page.top
-        if page.entries:
-            last = page.entries[-1]
-            self.cursor = Position(page.epoch, last.seq, last.token)
-        else:
-            # Nothing after the cursor is kept: everything up to the top has been seen, or has been told as a gap.
-            self.cursor = Position(page.epoch, page.top, page.top_token)
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether the last page ended at what was then the top."""
-        return self.top is not None and self.cursor is not None and self.cursor.seq >= self.top
+After = Position | Literal["0"] | datetime | None
+"""Where to begin: after a position, ``"0"`` for all that is kept, at a time, ``None`` for from now on."""
 
 
 class Joined(NamedTuple):
-    """What a listener is given when it opens: its hub and the store of its loop."""
+    """What a listener is given when it opens: its hub, the store of its loop, and how to give both back."""
 
     hub: Hub
     store: LoopStore
+    leave: Callable[[], Awaitable[None]]
+
+
+async def start_of(store: LoopStore, log: str, after: Position | Literal["0"] | datetime) -> Position | Literal["0"]:
+    """The position to begin after; of a time, that of the last event before it."""
+    if not isinstance(after, datetime):
+        return after
+    return await store.seek(log, ids.epoch(), int(after.timestamp() * 1000))
 
 
 class Listener(Tuned):
     """Made by :meth:`bus.Bus.listen`; use it as ``async with bus.listen(...) as listener: async for item in listener``.
 
-    Entering it attaches it; leaving it frees everything. It belongs to one task at a time. Iterating ends when the bus
-    is closed.
+    Entering it attaches it; leaving it frees everything. It belongs to one task at a time. Where the bus or the log is
+    closed, or its policy disconnects it, the last item is a :class:`~bus.delivery.Closed`, after all that waited.
     """
 
     def __init__(
         self,
         join: Callable[[], Awaitable[Joined]],
-        leave: Callable[[], Awaitable[None]],
         log: str,
         matcher: Matcher,
         after: After,
+        mailbox: Mailbox,
+        *,
+        disconnects: bool = False,
     ) -> None:
         self._join = join
-        self._leave = leave
         self._log = log
         self._matcher = matcher
         self._after = after
-        self._hub: Hub | None = None
+        self._mailbox = mailbox
+        self._disconnects = disconnects
+        self._joined: Joined | None = None
         self._reader: Reader | None = None
-        self._queue: deque[Found] = deque()
         self._attached = False
-        self._ended = False
+        self._read_to = 0  # where the log had been read further than the hub: up to there its frames are repeats
+        self._end: EndReason | None = None
+        self._told = False
+        self._left = False
         self._arrived = asyncio.Event()
 
     def __repr__(self) -> str:
-        state = (
-            "ended" if self._ended else "attached" if self._attached else "behind" if self._reader else "not entered"
-        )
-        return f"<Listener {' '.join(self._matcher.patterns)} {state} at {self.position}, {len(self._queue)} waiting>"
+        state = "ended" if self._left or self._end else "attached" if self._attached else "behind"
+        state = state if self._reader else "not entered"
+        return f"<Listener {' '.join(self._matcher.patterns)} {state} at {self.position}, {len(self._mailbox)} waiting>"
 
     async def __aenter__(self) -> Self:
-        if self._hub is not None or self._ended:
+        if self._joined is not None or self._left:
             raise BusClosed("this listener was entered before: call bus.listen() again for another")
-        joined = await self._join()
-        self._hub = joined.hub
-        position = joined.hub.position
-        assert position is not None  # a hub that started stands somewhere  # noqa: S101
-        after = self._after or position
-        self._reader = Reader(joined.store, self._log, self._matcher, after)
-        joined.hub.listeners.add(self)
-        self._attached = after == position
+        joined = self._joined = await self._join()
+        hub = joined.hub
+        hub.listeners.add(self)
+        try:
+            # Of all that comes from now on, what the hub stands at is where we join, whatever happens meanwhile.
+            after = await start_of(joined.store, self._log, self._after) if self._after else hub.position
+        except BaseException:
+            await self.close()
+            raise
+        assert after is not None  # a hub that started stands somewhere  # noqa: S101
+        self._reader = Reader(joined.store, self._log, self._matcher, after, hub.decoder)
+        if after == hub.position:
+            self._attach(hub)
         return self
 
     async def __aexit__(
@@ -146,13 +117,13 @@ class Listener(Tuned):
     @property
     def position(self) -> Position | None:
         """The cursor to resume from: the last event that was handed out or filtered away. ``None`` before the first."""
-        return self._queue[0].before if self._queue else self._seen
+        return self._mailbox.before or self._seen
 
     @property
     def _seen(self) -> Position | None:
         """The last event that was looked at, by the reader or, while attached, by the hub for us."""
         cursor = self._reader.cursor if self._reader else None
-        at = self._hub.position if self._hub and self._attached else None
+        at = self._joined.hub.position if self._joined and self._attached else None
         if at is None or cursor is None or (at.epoch == cursor.epoch and at.seq <= cursor.seq):
             return cursor
         return at
@@ -160,20 +131,21 @@ class Listener(Tuned):
     @property
     def lag(self) -> int:
         """How many events of the log this listener is behind its hub; those that do not match it count as well."""
-        hub, at = self._hub, self.position
-        if hub is None or hub.position is None or at is None:
-            return 0
-        return max(0, hub.position.seq - at.seq)
+        at, top = self.position, self._joined.hub.position if self._joined and not self._end else None
+        return max(0, top.seq - at.seq) if at is not None and top is not None else 0
 
     async def close(self) -> None:
-        """Leave: what still waits is dropped. Safe twice; the iterator then ends."""
-        if self._hub is None:
+        """Leave: what still waits is dropped, and the iterator ends. Safe twice."""
+        joined = self._joined
+        if joined is None or self._left:
             return
-        self._hub.listeners.discard(self)
-        self.fall_behind()
-        self.end()
-        self._hub = None
-        await self._leave()
+        if self._reader is not None:
+            self._reader.cursor = self.position  # so that it can still be asked for
+        self._left = True
+        self._mailbox.clear()
+        self._detach(joined.hub)
+        joined.hub.listeners.discard(self)
+        await joined.leave()
 
     def __aiter__(self) -> Self:
         return self
@@ -181,66 +153,90 @@ class Listener(Tuned):
     async def __anext__(self) -> Item:
         if self._reader is None:
             raise BusClosed("enter the listener first: async with bus.listen(...) as listener")
-        while not self._queue and not self._ended:
+        while not self._mailbox:
+            if self._left or self._told:
+                raise StopAsyncIteration
+            if self._end is not None:
+                self._told = True
+                return Closed(self.position, self._end)
             if self._attached:
                 self._arrived.clear()
                 await self._arrived.wait()
             else:
                 await self._catch_up(self._reader)
-        if not self._queue or self._hub is None:
-            raise StopAsyncIteration
-        return self._queue.popleft().item
+        return self._mailbox.take()
 
     async def _catch_up(self, reader: Reader) -> None:
         """Read one page; once at the hub's position, attach. There is no ``await`` between that look and attaching."""
-        at = reader.cursor
+        assert self._joined is not None  # it was entered  # noqa: S101
+        hub, at = self._joined.hub, reader.cursor
         await asyncio.sleep(0)  # a page from memory takes no time to wait for, and others want their turn
         try:
-            self._queue.extend(await reader.page())
+            page = await reader.page()
         except BusUnavailable:
-            await asyncio.sleep(0.1)  # the hub says so in its state and its log
+            await hub.pause(RETRY_S)  # the hub says so in its state and its log
             return
-        hub, cursor = self._hub, reader.cursor
-        if self._ended or hub is None or hub.position is None or cursor is None or not reader.caught_up:
+        for found in page:
+            self._mailbox.put(found)
+        if self._left or self._end or hub.position is None or reader.cursor is None or not reader.caught_up:
             return
-        # The log may be ahead of the hub, whose frames are still on their way: those up to our cursor are skipped.
-        self._attached = hub.position.epoch == cursor.epoch and hub.position.seq <= cursor.seq
-        if not self._attached and cursor == at:
-            await asyncio.sleep(0.01)  # the hub stands in another life or branch of the log and is about to notice
+        if reader.closed:
+            self.end("log")
+        elif hub.position.epoch == reader.cursor.epoch and hub.position.seq <= reader.cursor.seq:
+            # The log may be ahead of the hub, whose frames are still on their way: those up to our cursor are skipped.
+            self._attach(hub)
+        elif reader.cursor == at:
+            await hub.pause(0.01)  # the hub stands in another life or branch of the log and is about to notice
+
+    def _attach(self, hub: Hub) -> None:
+        assert self._reader is not None  # noqa: S101 - only an entered listener attaches
+        if hub.state in ("ended", "closed"):
+            self.end("log" if hub.state == "ended" else "bus")
+            return
+        self._read_to = self._reader.cursor.seq if self._reader.cursor else 0
+        self._attached = True
+        hub.attach(self)
+
+    def _detach(self, hub: Hub) -> None:
+        self._attached = False
+        hub.detach(self)
+        self._arrived.set()
 
     # -- what the hub calls --------------------------------------------------------------------------------------------
 
     def wants(self, topics: list[str]) -> bool:
-        """See :class:`bus.hub.Tuned`; one that is behind wants nothing from the hub."""
-        return self._attached and self._matcher.matches(topics)
+        """See :class:`bus.hub.Tuned`."""
+        return self._matcher.matches(topics)
 
-    def hand(self, delivery: Delivery, before: Position) -> None:
-        """See :class:`bus.hub.Tuned`; what does not fit into the queue is read from the log instead."""
-        reader = self._reader
-        if reader is None or reader.cursor is None:
-            return
-        if not delivery.ephemeral:
-            if delivery.position.seq <= reader.cursor.seq and delivery.position.epoch == reader.cursor.epoch:
-                if delivery.position.seq == reader.cursor.seq:
-                    self.confirm(delivery.position)
-                return  # read from the log already
-            if len(self._queue) >= QUEUE:
-                self.fall_behind()
-                return
-            reader.cursor = delivery.position
-        elif len(self._queue) >= QUEUE:
-            return  # ephemeral: live only
-        self._queue.append(Found(before, delivery))
-        self._arrived.set()
+    def hand(self, found: Found) -> None:
+        """See :class:`bus.hub.Tuned`; what does not fit is the policy's affair."""
+        item = found.item
+        assert self._reader is not None  # noqa: S101 - only an entered listener is attached
+        if isinstance(item, Delivery) and not item.ephemeral and item.position.seq <= self._read_to:
+            if item.position.seq == self._read_to:
+                self.confirm(item.position)
+            return  # read from the log already
+        mailbox = self._mailbox
+        if mailbox.fits(found):
+            mailbox.put(found)
+            self._arrived.set()
+        elif isinstance(item, Delivery) and item.ephemeral:
+            return  # live only
+        elif self._disconnects:
+            self.end("overflow")
+            self._reader.cursor = found.before
+        else:
+            self.fall_behind()
 
     def fall_behind(self) -> None:
-        """Drop the queue and read on from the log, after the last item that was handed out or filtered away."""
-        assert self._reader is not None  # noqa: S101 - only an entered listener is attached
-        if self._attached:
-            self._reader.cursor = self.position
-            self._queue.clear()
-            self._attached = False
-            self._arrived.set()
+        """See :class:`bus.hub.Tuned`: drop what waits and read on after the last item that was handed out or filtered away."""
+        if self._attached and self._reader is not None and self._joined is not None:
+            hub, at = self._joined.hub, self.position
+            self._reader.cursor = at
+            if at is not None:
+                self._reader.trail.go_on(hub.trail, at.seq)
+            self._mailbox.clear()
+            self._detach(hub)
 
     def confirm(self, top: Position) -> None:
         """See :class:`bus.hub.Tuned`. Reading on by itself finds the gap, or none if the log has just grown."""
@@ -248,10 +244,9 @@ class Listener(Tuned):
         if cursor is not None and cursor.epoch == top.epoch and cursor.seq >= top.seq and cursor != top:
             self.fall_behind()
 
-    def end(self) -> None:
-        """See :class:`bus.hub.Tuned`; what waits in the queue may still be read."""
-        if self._reader is not None:
+    def end(self, reason: EndReason) -> None:
+        """See :class:`bus.hub.Tuned`; what waits may still be read."""
+        if self._end is None and self._reader is not None and self._joined is not None:
             self._reader.cursor = self._seen
-        self._ended = True
-        self._attached = False
-        self._arrived.set()
+            self._end = reason
+            self._detach(self._joined.hub)

@@ -15,9 +15,10 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from bus import ids
+from bus.delivery import Item
 from bus.errors import BusUnavailable, InvalidLog
 from bus.events import Event
-from bus.listener import Item, Listener
+from bus.listener import Listener
 from bus.position import Position
 from bus.publisher import FIRST_PAUSE_S, LAST_PAUSE_S, Delay, Publication, Receipt
 from bus.settings import Limits, check_log

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections import deque
+from typing import Self
 
 from bus.errors import BusUnavailable
 from bus.store.records import CONFIRMED, Frame, Heard
@@ -17,6 +18,8 @@ __all__ = ["Inbox"]
 
 MOST = 10_000
 MOST_BYTES = 16 << 20
+TURN = 256
+"""Frames handed out before others have their turn."""
 
 
 class Inbox:
@@ -26,6 +29,7 @@ class Inbox:
         self._wake = asyncio.get_running_loop().call_soon_threadsafe if threads else None
         self._lock = threading.Lock()
         self._waiting: list[Heard] = []
+        self._taken: deque[Heard] = deque()  # the reader's alone
         self._bytes = 0
         self._failure: BusUnavailable | None = None
         self._arrived = asyncio.Event()
@@ -58,15 +62,26 @@ class Inbox:
         except RuntimeError:
             return  # a loop that ended without closing its bus is not the publisher's trouble
 
-    async def heard(self) -> AsyncIterator[Heard]:
-        """All that arrives, in order, until the link fails: then its ``BusUnavailable``. For one reader."""
-        while True:
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Heard:
+        """The next one, until the link fails: then its ``BusUnavailable``. For one reader."""
+        if not self._taken:
+            await self._take()
+        elif len(self._taken) % TURN == 0:
+            await asyncio.sleep(0)  # or what gathered while the loop was busy would overflow every mailbox
+        return self._taken.popleft()
+
+    async def _take(self) -> None:
+        while not self._taken:
             await self._arrived.wait()
             self._arrived.clear()
             with self._lock:
-                arrived, self._waiting, self._bytes, self._waking = self._waiting, [], 0, False
+                self._taken.extend(self._waiting)
+                self._waiting, self._bytes, self._waking = [], 0, False
                 failure = self._failure
-            for one in arrived:
-                yield one
-            if failure is not None:
+            if failure is not None and not self._taken:
                 raise BusUnavailable(str(failure)) from failure
+            if failure is not None:
+                self._arrived.set()  # for the next look

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bus import Bus, BusClosed, BusUnavailable, Delivery, Event, InvalidSettings, Listener, UnsafeServer
+from bus import Bus, BusClosed, BusUnavailable, Delivery, Event, InvalidSettings, Listener, Status, UnsafeServer
 from tests import leaks
 from tests.servers import Server
 from tests.waiting import eventually, wait_until
@@ -536,9 +536,9 @@ def test_status_works_anywhere_and_any_time(url: str, namespace: str) -> None:
     after = bus.status()
 
     mode = "memory" if url.startswith("memory") else "redis"
-    assert before == (mode, False, None, 0, 0)
-    assert during == (mode, True, None, 0, 0)
-    assert after == (mode, False, None, 0, 0)
+    assert before == Status(mode, False, None, 0, 0, "not opened")
+    assert during == Status(mode, True, None, 0, 0, "live")
+    assert after == Status(mode, False, None, 0, 0, "closed")
 
 
 def test_status_is_of_the_calling_loop(url: str, namespace: str) -> None:

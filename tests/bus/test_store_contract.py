@@ -13,9 +13,9 @@ import pytest
 from freezegun import freeze_time
 
 from bus.clock import Clock
+from bus.store import inbox
 from bus.store.base import Confirmed, Frame, Store
 from bus.store.memory import MemoryStore
-from bus.store.memory import loop as memory_loop
 from bus.store.redis import RedisStore
 from bus.testing import CALM_LEASE_MS, LEASE_CHECKS, LOG_CHECKS, QUEUE_CHECKS, SHORT_LEASE_MS, Check
 from bus.testing.store_checks import write
@@ -77,7 +77,7 @@ def test_a_wait_in_memory_ends_while_the_clock_stands_still() -> None:
 
 
 async def test_a_loop_that_falls_behind_is_told_and_misses_nothing_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_loop, "BACKLOG", 5)
+    monkeypatch.setattr(inbox, "MOST", 5)
     store = MemoryStore(Clock(), lease_ms=CALM_LEASE_MS)
     publisher = threading.Thread(target=lambda: [write(store, b"x") for _ in range(3_000)], name="publisher")
     heard: list[int] = []

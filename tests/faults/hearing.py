@@ -7,7 +7,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from bus import Bus, Gap
+from bus import Bus, Delivery, Gap
 from tests.waiting import wait_until
 
 __all__ = ["Hearing"]
@@ -51,5 +51,5 @@ class Hearing:
             async for item in listener:
                 if isinstance(item, Gap):
                     self.gaps.append(item)
-                else:
+                elif isinstance(item, Delivery):
                     self.ids.append(item.envelope.id)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bus import Bus, Delivery, Gap, Listener
+from bus import Bus, Closed, Delivery, Gap, Listener
 from workers.cli.options import Json, Log, Namespace, Url, server_bus
 from workers.cli.outcome import Failed
 from workers.cli.terminal import printable, tell
@@ -34,7 +34,7 @@ def tail(
 ) -> None:
     """Watch events live, in the order of the log; Ctrl-C ends it.
 
-    Without --after it begins now. A hole that cannot be repaired is shown as a line of its own.
+    Without --after it begins now. It ends by itself where the log is closed. A hole that cannot be repaired is shown as a line of its own.
 
     For example:
 
@@ -74,6 +74,9 @@ async def _follow(
 async def _print_all(listener: Listener, lines: _Lines, count: int | None) -> None:
     seen = 0
     async for item in listener:
+        if isinstance(item, Closed):
+            tell("the log was closed: this was all of it" if item.reason == "log" else "the bus was closed")
+            return
         print(lines.gap(item) if isinstance(item, Gap) else lines.event(item), flush=True)
         seen += isinstance(item, Delivery)
         if seen == count:

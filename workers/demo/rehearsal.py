@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import dramatiq
 
-from bus import Bus, Delivery
+from bus import Bus, Closed, Delivery
 from workers.demo.cast import PROMPT_BOOK, Call, CueCalled, address, make_app
 from workers.demo.screen import Screen
 from workers.demo.tally import Ledger, Listening, Tally
@@ -72,6 +72,8 @@ async def _seated(bus: Bus, account: Listening, screen: Screen | None) -> AsyncI
 
         async def hear() -> None:
             async for item in listener:
+                if isinstance(item, Closed):
+                    return
                 account.count(item)
                 if screen is not None and isinstance(item, Delivery):
                     screen.show(item)

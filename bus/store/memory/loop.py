@@ -65,7 +65,7 @@ class MemoryLoopStore:
         attached = self._store.attach(log, inbox)
         try:
             yield CONFIRMED
-            async for heard in inbox.heard():
+            async for heard in inbox:
                 yield heard
         finally:
             self._store.detach(attached, inbox)

@@ -49,7 +49,7 @@ class LiveChannels:
         live = await self._open()
         live.join(channel.encode(), inbox)
         try:
-            async for heard in inbox.heard():
+            async for heard in inbox:
                 yield heard
         finally:
             live.leave(channel.encode(), inbox)
@@ -172,7 +172,7 @@ class _LiveLink(asyncio.Protocol):
             self._send(b"PING")
             self._pulse = self._loop.call_at(now + PING_S, self._feel)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """See :class:`asyncio.Protocol`."""
         self.lose(BusUnavailable(f"the live link to {self._link.where} broke"))
 
@@ -185,6 +185,7 @@ class _LiveLink(asyncio.Protocol):
         for inbox in self._inboxes():
             inbox.fail(why)
         self._transport.abort()
+        self._connection._close()  # noqa: SLF001 - its only door without a wait
 
 
 def _read(data: bytes) -> Heard:
