@@ -23,12 +23,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from bus import ids
 from bus.errors import BusError, BusUnavailable, LogClosed
 from bus.position import Position
-from bus.store.base import Ended, LoopStore, Store, Whisper
+from bus.store.base import Ended, Whisper
 
 __all__ = ["LoopWhispers", "ThreadWhispers"]
 
@@ -95,6 +96,18 @@ def _for_its_publisher(known: Position | None, told: Told) -> Position:
     return known
 
 
+class LoopAnnouncing(Protocol):
+    """The store, as a loop's door sees it."""
+
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended: ...
+
+
+class Announcing(Protocol):
+    """The store, as the threads' door sees it."""
+
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended: ...
+
+
 # -- for a loop --------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +123,7 @@ class _LoopBurst(_Burst):
 class LoopWhispers:
     """The door of one event loop; everything belongs to that loop. No timer and no task outlives :meth:`close`."""
 
-    def __init__(self, store: LoopStore) -> None:
+    def __init__(self, store: LoopAnnouncing) -> None:
         self._store = store
         self._bursts: dict[str, _LoopBurst] = {}
 
@@ -214,7 +227,7 @@ class _ThreadBurst(_Burst):
 class ThreadWhispers:
     """The door of all threads. What is gathered is sent by a timer's thread; none outlives :meth:`close`. Bears a fork."""
 
-    def __init__(self, store: Callable[[], Store]) -> None:
+    def __init__(self, store: Callable[[], Announcing]) -> None:
         self._store = store
         self._start()
 

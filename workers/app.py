@@ -127,7 +127,10 @@ class App:
             ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps)
             arguments = (event, ctx) if handler.wants_context else (event,)
             if not handler.is_async:
-                return handler.function(*arguments)
+                try:
+                    return handler.function(*arguments)
+                finally:
+                    ctx.settled_sync()
 
             async def call() -> Any:
                 try:

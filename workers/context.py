@@ -33,7 +33,7 @@ class Context:
     (``causationid``: this event; ``correlationid``: the first of the chain).
     """
 
-    __slots__ = ("_latest", "_steps", "_stopping", "attempt", "bus", "envelope", "handler")
+    __slots__ = ("_latest", "_steps", "_stopping", "_told", "attempt", "bus", "envelope", "handler")
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Context:
         self._stopping = stopping
         self._steps = steps or StepLedger(bus, None)
         self._latest: asyncio.Task[None] | None = None
+        self._told = False
 
     def __repr__(self) -> str:
         return f"<Context of {self.handler} on event {self.envelope.id}, attempt {self.attempt}>"
@@ -120,8 +121,9 @@ class Context:
     def progress(self, data: Any) -> None:
         """Tell the live listeners of this event's topics how it is going. Live only: no number, no record, no work.
 
-        ``data`` is anything JSON. In an async handler it does not wait (what is told arrives in order, before the
-        handler counts as done); in a sync one it takes a round trip. A server that is away is logged, not raised.
+        ``data`` is anything JSON. What is told arrives in order, before the handler counts as done. In an async handler it
+        does not wait; in a sync one the first takes a round trip, and what follows within 50 ms is gathered and goes in one
+        (:mod:`bus.whispers`). A server that is away is logged, not raised.
         """
         event = Progress(handler=self.handler, event_id=self.envelope.id, attempt=self.attempt, data=data)
         topics = self.envelope.topics
@@ -130,6 +132,7 @@ class Context:
         except RuntimeError:
             try:
                 self.bus.publish_sync(event, topics=topics, ephemeral=True)
+                self._told = True
             except BusError as error:
                 log.warning("progress of %s was not told: %s", self.handler, error)
             return
@@ -147,3 +150,9 @@ class Context:
         """Wait until all progress has been told."""
         if self._latest is not None:
             await self._latest
+            await self.bus.flush()
+
+    def settled_sync(self) -> None:
+        """As :meth:`settled`, for a handler on a thread."""
+        if self._told:
+            self.bus.flush_sync()

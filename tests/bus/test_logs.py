@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from bus import (
+    Bus,
+    BusUnavailable,
+    Delivery,
+    Event,
+    InvalidLog,
+    InvalidSettings,
+    LogClosed,
+    Publication,
+)
+from bus.bindings import Binding
 from bus.clock import Clock
 from bus.store.base import Ended, OwnLimits
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.testing.store_checks import CALM_LEASE_MS, append, batch, post, write
 from tests.servers import Server
+from tests.waiting import eventually
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -130,3 +145,150 @@ def test_times_are_found_in_a_log_whose_clock_was_set_back() -> None:
         seq = store.seek("main", "e", at_ms).seq
         assert seq == 0 or times[seq - 1] < at_ms + 100
         assert seq == len(times) or times[seq] >= at_ms - 100
+
+
+# Through a bus.
+
+
+class Step(Event, type="logs.step"):
+    n: int
+
+
+async def steps(bus: Bus, log: str) -> list[int]:
+    """What a log keeps."""
+    return [item.envelope.data["n"] async for item in bus.history(log=log) if isinstance(item, Delivery)]
+
+
+async def test_a_handle_publishes_listens_and_reads_as_the_bus_does(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus:
+        run = bus.log("run:42")
+        async with run.listen("agent:*") as listener:
+            one = await run.publish(Step(n=1), topics=["agent:a"], id="one")
+            (two,) = await run.publish_many([Publication(Step(n=2), topics=["agent:a"])])
+            three = await asyncio.to_thread(run.publish_sync, Step(n=3), topics=["other"])
+            (four,) = await asyncio.to_thread(run.publish_many_sync, [Publication(Step(n=4), topics=["agent:a"])])
+            live = await run.publish(Step(n=5), topics=["agent:a"], ephemeral=True)
+
+            heard = [await anext(listener) for _ in range(4)]
+
+        assert [item.envelope.data["n"] for item in heard if isinstance(item, Delivery)] == [1, 2, 4, 5]
+        assert [each.position.seq for each in (one, two, three, four, live)] == [1, 2, 3, 4, 4]
+        assert one.id == "one"
+        kept = [item async for item in run.history("other")]
+        assert [item.position for item in kept if isinstance(item, Delivery)] == [three.position]
+        assert bus.store.logs() == ["run:42"]
+        assert (run.name, repr(run)) == ("run:42", "<Log run:42>")
+
+
+async def test_limits_of_a_handle_hold_for_every_publisher(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus, Bus(url, namespace=namespace, cap=100) as other:
+        await bus.log("run:42", cap=3).publish(Step(n=0))
+        for n in range(1, 6):
+            await other.publish(Step(n=n), log="run:42")
+            await other.publish(Step(n=n), log="plain")
+        assert await steps(bus, "run:42") == [3, 4, 5]
+        assert await steps(bus, "plain") == [1, 2, 3, 4, 5]
+
+        await bus.log("run:42", cap=1, ttl=timedelta(hours=1)).publish(Step(n=6))
+        await other.publish(Step(n=7), log="run:42")
+        assert await steps(bus, "run:42") == [7]
+
+
+async def test_an_age_of_a_handle_holds_for_every_publisher(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus:
+        await bus.log("run:42", ttl=0.03).publish(Step(n=1))
+        await bus.publish(Step(n=2), log="run:42")
+
+        async def nothing_is_kept() -> bool:
+            return await steps(bus, "run:42") == []
+
+        await eventually(nothing_is_kept, "the events to pass their age")
+
+
+async def test_a_closed_log_refuses_what_is_new_and_says_so(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus:
+        run = bus.log("run:42")
+        first = await run.publish(Step(n=1), id="first")
+
+        position = await run.close()
+
+        assert position == first.position == await run.close() == await asyncio.to_thread(run.close_sync)
+        for late in (
+            run.publish(Step(n=2), id="late"),
+            bus.publish(Step(n=2), log="run:42", id="late"),
+            asyncio.to_thread(bus.publish_sync, Step(n=2), log="run:42", id="late"),
+            bus.publish_many([Publication(Step(n=0), id="before"), Publication(Step(n=2), log="run:42", id="late")]),
+        ):
+            with pytest.raises(
+                LogClosed, match="'run:42' is closed and takes no more events: publish to another log"
+            ) as caught:
+                await late
+            assert (caught.value.log, caught.value.position, caught.value.id) == ("run:42", position, "late")
+        again = await run.publish(Step(n=1), id="first")
+        assert (again.duplicate, again.position) == (True, first.position)
+        assert await steps(bus, "run:42") == [1]
+        assert await steps(bus, "main") == [0]
+        assert (await bus.publish(Step(n=2), id="late")).duplicate is False
+
+
+async def test_a_refused_event_queues_no_work(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus:
+        await asyncio.to_thread(bus.bind, [Binding.make(handler="h", types=("logs.step",))])
+        await bus.log("run:42").close()
+
+        with pytest.raises(LogClosed):
+            await bus.publish(Step(n=1), log="run:42")
+
+        assert bus.store.queues() == []
+
+
+async def test_whoever_comes_late_sees_the_end_whatever_was_killed(
+    server: Server, redis_url: str, namespace: str
+) -> None:
+    async with Bus(redis_url, namespace=namespace) as bus:
+        run = bus.log("run:42", cap=2)
+        for n in range(5):
+            with server.client() as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+            await run.publish(Step(n=n))
+        with server.client() as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        position = await run.close()
+
+        async with Bus(redis_url, namespace=namespace) as late, late.using() as side:
+            for after in (0, 3, 5):
+                page = await side.store.read("run:42", "e", after, 10)
+                assert (page.closed, page.top, page.top_token) == (True, position.seq, position.token)
+
+
+async def test_closing_is_tried_again_until_the_deadline(namespace: str, start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    async with Bus(server.url, namespace=namespace, deadline_s=0.3) as bus:
+        await bus.publish(Step(n=1))
+        server.stop()
+
+        with pytest.raises(BusUnavailable):
+            await bus.log("run:42").close()
+        with pytest.raises(BusUnavailable):
+            await asyncio.to_thread(bus.log("run:42").close_sync)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"cap": 0}, {"cap": 1.5}, {"cap": True}, {"ttl": 0}, {"ttl": "1h"}, {"ttl": timedelta(0)}]
+)
+def test_limits_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSettings):
+        Bus("memory://").log("run:42", **bad)
+
+
+def test_a_log_has_a_name_that_can_be() -> None:
+    with pytest.raises(InvalidLog, match="run 42"):
+        Bus("memory://").log("run 42")
+
+
+async def test_a_handle_is_for_its_own_log(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus:
+        with pytest.raises(InvalidLog, match="leave log= out"):
+            await bus.log("run:42").publish_many([Publication(Step(n=1)), Publication(Step(n=2), log="run:43")])
+
+        assert bus.store.logs() == []
