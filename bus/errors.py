@@ -76,9 +76,10 @@ class InvalidLog(BusError):
 
 
 class LogClosed(BusError):
-    """The log was closed; this event, and what was to follow it in the same call, was not published.
+    """The log was closed before this was published.
 
-    ``position`` is the last one of the log, ``id`` that of the first event that was not published.
+    ``position`` is the last one of the log. Of several events in one call ``id`` is the first that may be missing; those
+    before it were published.
     """
 
     def __init__(self, log: str, position: str, id: str | None = None) -> None:

@@ -144,6 +144,9 @@ def test_every_script_survives_a_server_that_does_not_know_it(
         (lambda: store.append([batch(post()), batch(post())]), lambda answer: [one[0].seq for one in answer] == [2, 3]),
         (lambda: whisper(store), lambda answer: answer.seq == 3),
         (lambda: store.read("main", "e", 0, 10), lambda answer: answer.top == 3),
+        (lambda: store.seek("main", "e", 0), lambda answer: answer.seq == 0),
+        (lambda: store.close_log("run:1", "e"), lambda answer: answer.seq == 0),
+        (store.logs, lambda answer: answer == ["main", "run:1"]),
         (lambda: store.bind({"h": b"1"}), lambda answer: answer > 0),
         (lambda: store.enqueue(Job("1", route, "", b"1"), 60_000), lambda answer: answer is True),
         (lambda: store.enqueue(Job("2", route, "", b"2"), 60_000), lambda answer: answer is True),
@@ -237,6 +240,9 @@ def test_a_full_server_refuses_new_events_and_lets_work_go_on(
         store.open()
         version = store.bind({"h": b"1", "h2": b"2"})
         assert whisper(store, b"progress").seq == accepted
+        assert store.close_log("run:1", "e").seq == 0
+        assert store.seek("main", "e", 0).seq == 0
+        assert store.logs() == ["main", "run:1"]
         store.poke("@w1")
         worker = Worker(store)
         assert drain(worker) == accepted
