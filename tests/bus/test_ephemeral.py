@@ -228,6 +228,18 @@ def test_a_script_tells_what_was_gathered_when_it_ends(end: str, url: str, names
     bus.close_sync()
 
 
+@pytest.mark.usefixtures("_one_window")
+async def test_whoever_leaves_a_bus_that_nobody_opened_tells_what_was_gathered(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as other, other.listen() as listener:
+        bus = Bus(url, namespace=namespace)
+        async with bus.listen():
+            for n in range(3):
+                await bus.publish(Token(n=n), ephemeral=True)
+        bus.close_sync()
+
+        assert tokens(await take(listener, 3)) == [0, 1, 2]
+
+
 async def test_a_loop_that_never_opened_the_bus_tells_each_at_once(url: str, namespace: str) -> None:
     async with Bus(url, namespace=namespace) as other, other.listen() as listener:
         bus = Bus(url, namespace=namespace)
@@ -271,13 +283,19 @@ class Away:
 
 
 class AwayForThreads:
+    """The same for threads; every other call takes a while."""
+
     def __init__(self) -> None:
         self.failing: BusError | None = None
         self.told: list[bytes] = []
+        self._calls = 0
 
     def announce(self, log: str, epoch: str, said: Sequence[Whisper]) -> Position | Ended:  # noqa: ARG002 - the signature of a store
         if self.failing is not None:
             raise self.failing
+        self._calls += 1
+        if self._calls % 2:
+            threading.Event().wait(0.001)
         self.told += [each.body for each in said]
         return Position("e", 1, "t")
 

@@ -294,3 +294,12 @@ async def test_a_handle_is_for_its_own_log(url: str, namespace: str) -> None:
             await bus.log("run:42").publish_many([Publication(Step(n=1)), Publication(Step(n=2), log="run:43")])
 
         assert bus.store.logs() == []
+
+
+async def test_limits_that_come_later_in_a_call_are_kept_as_well(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus:
+        limited = Publication(Step(n=2), log="run:42", own=OwnLimits(cap=2))
+        await bus.publish_many([Publication(Step(n=1), log="run:42"), limited])
+        await bus.publish(Step(n=3), log="run:42")
+
+        assert await steps(bus, "run:42") == [2, 3]
