@@ -24,6 +24,7 @@ from bus.publisher import FIRST_PAUSE_S, LAST_PAUSE_S, Delay, Publication, Recei
 from bus.settings import Limits, check_log
 from bus.sides import Side
 from bus.store.base import OwnLimits, Store
+from bus.threads import SyncListener
 
 __all__ = ["Log"]
 
@@ -47,6 +48,8 @@ class Publishing(Protocol):
     def publish_many_sync(self, publications: Iterable[Publication]) -> list[Receipt]: ...
     @property
     def listen(self) -> Callable[..., Listener]: ...
+    @property
+    def listen_sync(self) -> Callable[..., SyncListener]: ...
     @property
     def history(self) -> Callable[..., AsyncIterator[Item]]: ...
 
@@ -113,6 +116,10 @@ class Log:
     def listen(self, *patterns: str, **options: Any) -> Listener:
         """As :meth:`bus.Bus.listen`, with the same options, to this log."""
         return self._bus.listen(*patterns, log=self.name, **options)
+
+    def listen_sync(self, *patterns: str, **options: Any) -> SyncListener:
+        """As :meth:`bus.Bus.listen_sync`, with the same options, to this log."""
+        return self._bus.listen_sync(*patterns, log=self.name, **options)
 
     def history(self, *patterns: str, **options: Any) -> AsyncIterator[Item]:
         """As :meth:`bus.Bus.history`, with the same options, of this log."""

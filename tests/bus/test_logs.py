@@ -13,6 +13,7 @@ import pytest
 from bus import (
     Bus,
     BusUnavailable,
+    Closed,
     Delivery,
     Event,
     InvalidLog,
@@ -261,6 +262,22 @@ async def test_whoever_comes_late_sees_the_end_whatever_was_killed(
             for after in (0, 3, 5):
                 page = await side.store.read("run:42", "e", after, 10)
                 assert (page.closed, page.top, page.top_token) == (True, position.seq, position.token)
+            async with late.log("run:42").listen(after="0") as listener:
+                items = [item async for item in listener]
+            assert items[-1] == Closed(position, "log")
+            assert [item.envelope.data["n"] for item in items if isinstance(item, Delivery)] == [3, 4]
+
+
+def test_a_thread_hears_a_log_to_its_end(url: str, namespace: str) -> None:
+    bus = Bus(url, namespace=namespace)
+    run = bus.log("run:42")
+    with run.listen_sync() as listener:
+        run.publish_sync(Step(n=1))
+        run.close_sync()
+        items = list(listener)
+    bus.close_sync()
+
+    assert [type(item) for item in items] == [Delivery, Closed]
 
 
 async def test_closing_is_tried_again_until_the_deadline(namespace: str, start_server: Callable[..., Server]) -> None:
