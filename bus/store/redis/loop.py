@@ -1,14 +1,9 @@
-"""The log side on Redis for one event loop: commands on a small pool, and all subscriptions on one connection more.
-
-Timeouts are ``asyncio.timeout`` around a client without a socket timeout: with one, redis-py swallowed a third of all
-cancellations on Python before 3.12.
-"""
+"""The log side on Redis for one event loop: commands on one connection, and all subscriptions on another."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import redis.asyncio
@@ -27,6 +22,7 @@ from bus.store.base import (
     Whisper,
 )
 from bus.store.redis import scripts
+from bus.store.redis.commands import Commands
 from bus.store.redis.link import ATTEMPT_S, Link, translated
 from bus.store.redis.live import LiveChannels
 from bus.store.redis.scripts import Call
@@ -35,10 +31,6 @@ __all__ = ["RedisLoopStore"]
 
 T = TypeVar("T")
 
-CLOSE_S = 1.0
-POOL = 16
-"""Connections for commands, a loop."""
-
 
 class RedisLoopStore:
     """See :class:`bus.store.base.LoopStore`."""
@@ -46,10 +38,8 @@ class RedisLoopStore:
     def __init__(self, link: Link, prefix: str) -> None:
         self._link = link
         self._prefix = prefix
-        # Waiting for a free connection is not waiting for the server, so it stands outside of the deadline.
-        self._turn = asyncio.Semaphore(POOL)
-        self._commands: Any = redis.asyncio.Redis(connection_pool=_pool(link))
-        self._live = LiveChannels(link, self._commands.connection_pool.make_connection)
+        self._commands = Commands(link, partial(_connection, link))
+        self._live = LiveChannels(link, partial(_connection, link))
 
     def __repr__(self) -> str:
         return f"<RedisLoopStore {self._prefix} at {self._link.where}>"
@@ -75,38 +65,25 @@ class RedisLoopStore:
 
     async def close(self) -> None:
         self._live.close()
-        # Its sockets may be hung: do not let a server that is away hold up a shutdown.
-        with contextlib.suppress(TimeoutError, redis.RedisError, OSError):
-            async with asyncio.timeout(CLOSE_S):
-                await self._commands.aclose(close_connection_pool=True)
+        self._commands.close()
 
     async def _run(self, call: Call[T], *, writing: bool = True) -> T:
-        """As in the blocking store; the deadline is ours."""
+        """As in the blocking store."""
         with translated(self._link, writing=writing):
-            async with self._turn, asyncio.timeout(ATTEMPT_S):
-                try:
-                    answer = await self._commands.execute_command(
-                        "EVALSHA", call.script.sha, 1, self._prefix, *call.arguments
-                    )
-                except NoScriptError:
-                    answer = await self._commands.execute_command(
-                        "EVAL", call.script.text, 1, self._prefix, *call.arguments
-                    )
+            answer = await self._commands.ask(("EVALSHA", call.script.sha, 1, self._prefix, *call.arguments))
+            if isinstance(answer, NoScriptError):
+                answer = await self._commands.ask(("EVAL", call.script.text, 1, self._prefix, *call.arguments))
+            if isinstance(answer, Exception):
+                raise answer
         return call.answer(answer)
 
 
-def _pool(link: Link) -> redis.asyncio.ConnectionPool:
+def _connection(link: Link) -> Any:
+    """A connection of redis-py's, not open yet, without timeouts of its own: ours are on the loop."""
     options = {name: value for name, value in link.options.items() if name != "tls"}
+    kind: Any = redis.asyncio.Connection
     if "path" in options:
-        options["connection_class"] = redis.asyncio.UnixDomainSocketConnection
+        kind = redis.asyncio.UnixDomainSocketConnection
     elif link.options["tls"]:
-        options["connection_class"] = redis.asyncio.SSLConnection
-    return redis.asyncio.BlockingConnectionPool(
-        max_connections=POOL,
-        timeout=ATTEMPT_S,
-        socket_timeout=None,
-        socket_connect_timeout=ATTEMPT_S,
-        retry=None,
-        protocol=2,
-        **options,
-    )
+        kind = redis.asyncio.SSLConnection
+    return kind(socket_timeout=None, socket_connect_timeout=ATTEMPT_S, retry=None, protocol=2, **options)
