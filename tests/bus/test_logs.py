@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bus import (
     Bus,
@@ -23,7 +26,7 @@ from bus import (
 )
 from bus.bindings import Binding
 from bus.clock import Clock
-from bus.store.base import Ended, OwnLimits
+from bus.store.base import Ended, OwnLimits, Post, Store, Whisper
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.testing.store_checks import CALM_LEASE_MS, append, batch, post, write
@@ -320,3 +323,63 @@ async def test_limits_that_come_later_in_a_call_are_kept_as_well(url: str, names
         await bus.publish(Step(n=3), log="run:42")
 
         assert await steps(bus, "run:42") == [2, 3]
+
+
+# Whatever is done to a log, and in whatever order.
+
+examples = count()
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(1, 4)),
+        st.tuples(st.just("repeat"), st.integers(0, 10)),
+        st.tuples(st.just("limit"), st.integers(1, 3)),
+        st.tuples(st.just("announce"), st.just(0)),
+        st.tuples(st.just("close"), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(acts=ACTS)
+def test_a_log_grows_by_one_until_it_ends_and_then_says_so_for_ever(
+    acts: list[tuple[str, int]], mode: str, url: str, namespace: str
+) -> None:
+    name = f"{namespace}.{next(examples)}"
+    store: Store = (
+        MemoryStore(Clock(), lease_ms=CALM_LEASE_MS)
+        if mode == "memory"
+        else RedisStore(url, name, lease_ms=CALM_LEASE_MS)
+    )
+    try:
+        _play(store, acts)
+    finally:
+        store.close()
+
+
+def _play(store: Store, acts: list[tuple[str, int]]) -> None:
+    written: list[Post] = []
+    cap, first, ended = 10_000, 1, False
+    for act, number in acts:
+        match act:
+            case "append" | "limit":
+                posts = [post() for _ in range(number if act == "append" else 1)]
+                own = OwnLimits(cap=number) if act == "limit" else OwnLimits()
+                (answer,) = store.append([batch(*posts, own=own)])
+                assert isinstance(answer, Ended) is ended
+                if not ended:
+                    written += posts
+                    cap = number if act == "limit" else cap
+                    first = max(first, len(written) - cap + 1)
+            case "repeat" if number < len(written):
+                (answer,) = store.append([batch(written[number])])
+                assert isinstance(answer, list)
+                assert (answer[0].seq, answer[0].duplicate) == (number + 1, True)
+            case "announce":
+                assert isinstance(store.announce("main", "e1", [Whisper("global", b"")]), Ended) is ended
+            case "close":
+                assert store.close_log("main", "e1").seq == len(written)
+                ended = True
+        page = store.read("main", "e1", 0, 10_000)
+        kept = list(range(first, len(written) + 1))
+        assert (page.closed, page.top, [entry.seq for entry in page.entries]) == (ended, len(written), kept)
