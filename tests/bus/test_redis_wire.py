@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -30,6 +31,10 @@ class Connection:
     def disconnect(self) -> None:
         self.closed = True
         self._sock.close()
+
+
+class Veiled(socket.socket):
+    """A socket of another kind, as TLS has: whether something has come is not the kernel's to say."""
 
 
 @contextmanager
@@ -103,6 +108,24 @@ def test_commands_travel_as_arrays_of_texts() -> None:
     assert pack([("SET", "k\u00e9y", 12), (b"\r\n\x00",)]) == (
         b"*3\r\n$3\r\nSET\r\n$4\r\nk\xc3\xa9y\r\n$2\r\n12\r\n*1\r\n$3\r\n\r\n\x00\r\n"
     )
+
+
+def test_a_socket_that_cannot_be_looked_at_is_read_as_well() -> None:
+    near, far = socket.socketpair()
+    with near, far, Veiled(fileno=near.detach()) as veiled:
+        far.sendall(b"$2\r\nhi\r\n:1\r\n")
+
+        assert Wire(Connection(veiled)).ask([("A",), ("B",)]) == [b"hi", 1]
+
+
+def test_a_late_answer_is_waited_for_asleep() -> None:
+    with connected(timeout_s=0.5) as (wire, _, _far):
+        began = time.thread_time()
+        with pytest.raises(TimeoutError):
+            wire.ask([("A",)])
+        busy_s = time.thread_time() - began
+
+    assert busy_s < 0.1
 
 
 @pytest.mark.parametrize(

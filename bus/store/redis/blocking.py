@@ -65,7 +65,7 @@ class RedisStore:
         self._lines = Lines(self._commands.connection_pool.make_connection, most=POOL, patience_s=ATTEMPT_S)
         # A blocking pop may rest on the server for LONGEST_WAIT_S; its socket must be more patient than that.
         patient = blocking_pool(self.link, size=POOL, timeout_s=LONGEST_WAIT_S + ATTEMPT_S)
-        self._waits = Lines(patient.make_connection, most=POOL, patience_s=ATTEMPT_S, again=False)
+        self._waits = Lines(patient.make_connection, most=POOL, patience_s=ATTEMPT_S, resting=True)
 
     def __repr__(self) -> str:
         return f"<RedisStore {self.prefix} at {self.link.where}>"

@@ -25,13 +25,13 @@ _forked = threading.Lock()
 class Lines:
     """At most ``most`` connections, opened when first needed. Safe from any thread, and after a fork.
 
-    Without ``again`` a line that had died is not replaced: for commands whose repetition would rest on the server, while
-    the caller should know that what the first one took was lost on the way.
+    ``resting`` lines are for commands that rest on the server. One that had died is not replaced: its repetition would rest
+    too, while the caller should know that what the first one took was lost on the way.
     """
 
-    def __init__(self, connect: Callable[[], Any], *, most: int, patience_s: float, again: bool = True) -> None:
+    def __init__(self, connect: Callable[[], Any], *, most: int, patience_s: float, resting: bool = False) -> None:
         self._connect = connect
-        self._again = again
+        self._resting = resting
         self._most = most
         self._patience_s = patience_s
         self._start()
@@ -60,7 +60,7 @@ class Lines:
             try:
                 answers = line.ask(commands)
             except LostConnection as lost:
-                if not rested or not self._again:
+                if not rested or self._resting:
                     raise
                 self.close()  # what rested beside it is as dead
                 closings = self._closings
@@ -74,7 +74,7 @@ class Lines:
         try:
             return self._idle.pop(), True
         except IndexError:
-            return Wire(self._connect()), False
+            return Wire(self._connect(), resting=self._resting), False
 
     def _ask_again(self, commands: Sequence[Command], lost: LostConnection) -> tuple[Wire, list[Any]]:
         """Over a new line. What went over the lost one may have arrived: a refusal now does not say that it did not."""

@@ -21,6 +21,8 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as LostConnection
 
+from bus.store.redis.pipe import pipe
+
 __all__ = ["Command", "Wire", "pack", "refusal"]
 
 Command = Sequence[str | bytes | int]
@@ -58,13 +60,17 @@ def refusal(text: bytes) -> Exception:
 class Wire:
     """A connection of redis-py's, open. For one thread at a time; one that raised is closed and of no more use."""
 
-    __slots__ = ("_at", "_connection", "_data", "_socket")
+    __slots__ = ("_at", "_connection", "_data", "_pipe", "_resting")
 
-    def __init__(self, connection: Any) -> None:
-        """Connect. Raises redis-py's ``ConnectionError``, ``TimeoutError`` and ``AuthenticationError``."""
+    def __init__(self, connection: Any, *, resting: bool = False) -> None:
+        """Connect. ``resting``: the first answer of each ``ask`` is one that the server keeps back until there is one.
+
+        Raises redis-py's ``ConnectionError``, ``TimeoutError`` and ``AuthenticationError``.
+        """
         connection.connect()
         self._connection = connection
-        self._socket = connection._sock  # noqa: SLF001 - what a connection is, and there is no other door to it
+        self._pipe = pipe(connection._sock)  # noqa: SLF001 - what a connection is, and there is no other door to it
+        self._resting = resting
         self._data = b""
         self._at = 0
 
@@ -74,7 +80,9 @@ class Wire:
         Whatever cuts this short leaves answers unread, so it closes the connection.
         """
         try:
-            self._socket.sendall(pack(commands))
+            self._pipe.send(pack(commands))
+            if self._resting:
+                self._pipe.rest()
             return [self._answer() for _ in commands]
         except TimeoutError:
             self.close()
@@ -128,7 +136,7 @@ class Wire:
         """Read at least so many bytes behind what is left."""
         chunks = [self._data[self._at :]]
         while missing > 0:
-            chunk = self._socket.recv(max(CHUNK, missing))
+            chunk = self._pipe.receive(max(CHUNK, missing))
             if not chunk:
                 raise LostConnection("the server has closed the connection")
             chunks.append(chunk)

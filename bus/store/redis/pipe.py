@@ -1,0 +1,97 @@
+"""A connection's socket, from which answers are looked out for before they are waited for.
+
+A thread that sleeps in ``recv`` is woken late: with client and server on a core each, falling idle and being called back
+takes up to 50 us on a virtual machine, as long as the server takes for a publish, and leaves cold caches behind. A look
+costs a microsecond, and where something else waits for this core it is let through. With it a publish takes a sixth less
+time and a tenth more of the processor's.
+
+Whoever is answered later than that, over a network or by a busy server, sleeps at once the next few times.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from typing import Any, Final, Protocol
+
+__all__ = ["Pipe", "pipe"]
+
+LOOK_S: Final = 0.0002
+"""How long to look out for an answer."""
+DISCOURAGED: Final = 32
+"""After a look in vain, how many answers are waited for without one."""
+
+
+class Pipe(Protocol):
+    """Bytes both ways, for one thread at a time. Errors are the socket's: ``OSError``, ``TimeoutError`` among them."""
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+
+    def receive(self, most: int) -> bytes:
+        """What has come, ``most`` bytes of it; blocks until there is some. Nothing means that the other side has ended."""
+
+    def rest(self) -> None:
+        """The next bytes will be long in coming."""
+
+
+def pipe(sock: Any) -> Pipe:
+    """The quickest that there is for this socket. Its timeout holds for each call; the socket is the pipe's from now on."""
+    plain = type(sock) is socket.socket and hasattr(select, "poll") and hasattr(os, "sched_yield")
+    return _Watched(sock) if plain else _Patient(sock)
+
+
+class _Patient:
+    """For TLS, whose records are not the kernel's to see, and for systems without ``poll``."""
+
+    def __init__(self, sock: Any) -> None:
+        self.send = sock.sendall
+        self.receive = sock.recv
+
+    def rest(self) -> None:
+        """It never does anything else."""
+
+
+class _Watched:
+    __slots__ = ("_discouraged", "_poll", "_socket", "_timeout_s")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._timeout_s = sock.gettimeout()
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        self._poll = poll.poll
+        self._discouraged = 0
+        sock.settimeout(0)  # a socket with a timeout asks the kernel before each call whether it may
+
+    def send(self, data: bytes) -> None:
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):  # more than the kernel takes at once
+            self._socket.settimeout(self._timeout_s)
+            self._socket.sendall(memoryview(data)[sent:])
+            self._socket.settimeout(0)
+
+    def receive(self, most: int) -> bytes:
+        if not self._look() and not self._poll(None if self._timeout_s is None else self._timeout_s * 1000):
+            raise TimeoutError("timed out")
+        return self._socket.recv(most)
+
+    def rest(self) -> None:
+        self._discouraged = max(1, self._discouraged)
+
+    def _look(self) -> bool:
+        if self._discouraged:
+            self._discouraged -= 1
+            return False
+        until = time.monotonic() + LOOK_S
+        while not self._poll(0):
+            if time.monotonic() > until:
+                self._discouraged = DISCOURAGED
+                return False
+            os.sched_yield()  # like poll, it lets go of the GIL
+        return True
