@@ -1,4 +1,5 @@
--- Shared by every script that moves jobs; the loader puts it in front of each (see bus/store/redis/scripts.py).
+-- Shared by the scripts. The loader puts in front of each the paragraphs that define what it names, and what those name, and
+-- no others (see bus/store/redis/scripts.py).
 --
 -- All keys are KEYS[1], the namespace's tagged prefix, plus a name; so all are in one slot.
 --   meta                         hash    v: bindings' version, j: last job number, b: last beat (ms)
@@ -166,18 +167,17 @@ local function bury(job, reason, prio, queue, handler, key, now)
 end
 
 -- Lua's unpack overflows its stack at some thousands of values.
-local function in_chunks(values, act)
-  for first = 1, #values, 1000 do
-    act(unpack(values, first, math.min(first + 999, #values)))
+local function hset_all(hash, pairs_of_it)
+  for first = 1, #pairs_of_it, 1000 do
+    call('HSET', hash, unpack(pairs_of_it, first, math.min(first + 999, #pairs_of_it)))
   end
 end
 
 local function forget(jobs)
-  in_chunks(jobs, function(...)
-    call('HDEL', P .. 'jobs', ...)
-    call('HDEL', P .. 'notes', ...)
-    call('HDEL', P .. 'lost', ...)
-  end)
+  for first = 1, #jobs, 1000 do
+    local last = math.min(first + 999, #jobs)
+    for _, hash in ipairs({ 'jobs', 'notes', 'lost' }) do call('HDEL', P .. hash, unpack(jobs, first, last)) end
+  end
   -- A worker that has lost its lease and does not know may ask a little longer.
   for _, job in ipairs(jobs) do call('PEXPIRE', P .. 'steps:' .. job, 3600000) end
 end

@@ -109,7 +109,7 @@ end
 if #jobs == 0 then return { apart and queue or '' } end
 
 if lease > 0 then call('ZADD', P .. 'workers', 'NX', now_ms() + lease, worker) end
-in_chunks(records, function(...) call('HSET', held, ...) end)
+hset_all(held, records)
 
 local answer = { apart and queue or '' }
 for i, job in ipairs(jobs) do

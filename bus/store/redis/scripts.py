@@ -1,12 +1,13 @@
 """The Lua scripts, and how their arguments and answers look: one body behind the blocking and the loop door.
 
-Each script is a file in ``bus/store/lua`` whose header names KEYS, ARGV and answer; ``lanes.lua`` is put in front of
-each. A :class:`Call` is one invocation, ready to be sent by either kind of client.
+Each script is a file in ``bus/store/lua`` whose header names KEYS, ARGV and answer; what it uses of ``lanes.lua`` is put
+in front of it. A :class:`Call` is one invocation, ready to be sent by either kind of client.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -63,6 +64,12 @@ __all__ = [
 T = TypeVar("T")
 Argument = str | bytes | int
 
+_DEFINITION = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
+_COMMENT = re.compile(r"--.*")
+_NAME = re.compile(r"\w+")
+
+ROUTES_AT = 8
+"""Where in the arguments of an append the routes begin; in Lua the first one is 1."""
 RETENTION_MS = 7 * 24 * 3600 * 1000
 """How long dead letters are kept."""
 END_REMEMBERED_MS = 30 * 24 * 3600 * 1000
@@ -86,11 +93,30 @@ class Call(NamedTuple, Generic[T]):
 
 @cache
 def script(name: str) -> Script:
-    """The named script, composed: its own first line (the flags), the shared part, the rest."""
+    """The named script, composed: its own first line (the flags), what it uses of the shared part, the rest."""
     room = files("bus.store") / "lua"
     flags, _, body = (room / f"{name}.lua").read_text("utf-8").partition("\n")
-    text = f"{flags}\n{(room / 'lanes.lua').read_text('utf-8')}\n{body}"
+    text = "\n\n".join([flags, *_used((room / "lanes.lua").read_text("utf-8"), body), body])
     return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
+
+
+def _used(shared: str, body: str) -> list[str]:
+    """The paragraphs of the shared part that define what the body, or one of them, names.
+
+    The server makes every function anew at each call: all of them were a tenth of a publish's time there. In Lua what is
+    named was defined before, so the last paragraph is looked at first.
+    """
+    named = _names(body)
+    used: list[str] = []
+    for paragraph in reversed(shared.split("\n\n")):
+        if named & set(_DEFINITION.findall(paragraph)):
+            named |= _names(paragraph)
+            used.insert(0, paragraph)
+    return used
+
+
+def _names(code: str) -> set[str]:
+    return set(_NAME.findall(_COMMENT.sub("", code)))
 
 
 # -- the log side ------------------------------------------------------------------------------------------------------
@@ -104,15 +130,15 @@ def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
         batch.epoch,
         batch.limits.cap if batch.own.cap is None else f"={batch.own.cap}",
         batch.limits.ttl_ms if batch.own.ttl_ms is None else f"={batch.own.ttl_ms}",
-        batch.window_ms,
-        len(batch.routes),
+        max(1, batch.window_ms),
+        ROUTES_AT + 3 * len(batch.routes),
     ]
     for route in batch.routes:
         arguments += route
     for post in batch.posts:
         arguments += (post.id, post.token, post.topics, post.body, post.due, len(post.jobs))
-        for route_index, key in post.jobs:
-            arguments += (route_index + 1, key)
+        for number, key in post.jobs:
+            arguments += (ROUTES_AT + 3 * number, key)
     return Call(script("append"), arguments, _appended)
 
 
