@@ -245,7 +245,8 @@ class RedisStore:
     # -- calling scripts -----------------------------------------------------------------------------------------------
 
     def _run(self, call: Call[T], *, writing: bool = True) -> T:
-        return self._run_all([call], writing=writing)[0]
+        with translated(self.link, writing=writing):
+            return self._answered(call, self._lines.ask((self._command(call),))[0])
 
     def _run_all(self, calls: Sequence[Call[T]], *, writing: bool = True) -> list[T]:
         """Run scripts in one round trip, by their SHAs.

@@ -10,6 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from redis.exceptions import ConnectionError as LostConnection
@@ -38,7 +39,9 @@ class Lines:
 
     def _start(self) -> None:
         self._idle: deque[Wire] = deque()
-        self._free = threading.BoundedSemaphore(self._most)
+        self._turns: SimpleQueue[None] = SimpleQueue()  # as a semaphore, but in C
+        for _ in range(self._most):
+            self._turns.put(None)
         self._closings = 0
         self._pid = os.getpid()  # the last one: other threads look at it first
 
@@ -52,8 +55,10 @@ class Lines:
             with _forked:
                 if self._pid != os.getpid():
                     self._start()  # the parent's sockets stay the parent's
-        if not self._free.acquire(timeout=self._patience_s):
-            raise LostConnection("all connections are in use")
+        try:
+            self._turns.get(timeout=self._patience_s)
+        except Empty:
+            raise LostConnection("all connections are in use") from None
         try:
             closings = self._closings
             line, rested = self._take()
@@ -68,7 +73,7 @@ class Lines:
             self._put_back(line, closings)
             return answers
         finally:
-            self._free.release()
+            self._turns.put(None)
 
     def _take(self) -> tuple[Wire, bool]:
         try:

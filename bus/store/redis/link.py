@@ -8,8 +8,6 @@ above, knowing what is safe to repeat.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -96,20 +94,28 @@ def _database(text: str) -> int:
     return int(text or 0)
 
 
-@contextmanager
-def translated(link: Link, *, writing: bool) -> Iterator[None]:
+class translated:  # noqa: N801 - used as contextlib's managers are, but without a generator: it surrounds every command
     """Run one exchange with the server; whatever goes wrong leaves as a :class:`~bus.errors.BusUnavailable`.
 
     With ``writing``, the error says whether the server refused (nothing was written) or the outcome is unknown.
     """
-    try:
-        yield
-    except (errors.RedisError, OSError, TimeoutError) as error:
-        why, refused = _explain(link, error)
-        outcome: Literal["refused", "unknown"] | None = None
-        if writing:
-            outcome = "refused" if refused else "unknown"
-        raise BusUnavailable(why, outcome=outcome) from error
+
+    __slots__ = ("_link", "_writing")
+
+    def __init__(self, link: Link, *, writing: bool) -> None:
+        self._link = link
+        self._writing = writing
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, errors.RedisError | OSError | TimeoutError):
+            why, refused = _explain(self._link, error)
+            outcome: Literal["refused", "unknown"] | None = None
+            if self._writing:
+                outcome = "refused" if refused else "unknown"
+            raise BusUnavailable(why, outcome=outcome) from error
 
 
 def _explain(link: Link, error: BaseException) -> tuple[str, bool]:

@@ -34,7 +34,7 @@ class Talk(asyncio.Protocol):
         self.heard_at = self.loop.time()
         self._connection = connection
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001 - there is no other door to it
-        self._said = hiredis.Reader(replyError=_refusal)
+        self._said = hiredis.Reader(replyError=refusal, errors="replace")
         self._transport.set_protocol(self)
 
     @abstractmethod
@@ -107,10 +107,6 @@ class Line(Generic[T]):
         if self._talk is not None:
             self._talk.lose(why)
             self._talk = None
-
-
-def _refusal(text: str) -> Exception:
-    return refusal(text.encode())
 
 
 async def _hang_up(connection: Any) -> None:
