@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from bus.envelope import Envelope
 from bus.errors import InvalidSettings
 from bus.store.base import PRIORITIES, Route, Stale
 from bus.topics import Matcher
@@ -101,29 +100,26 @@ class Routing:
         self._wishes = [
             (frozenset(binding.types), Matcher(binding.topics, reserved=True), binding.key) for binding in bindings
         ]
-        self._remembered: OrderedDict[tuple[str, tuple[str, ...]], tuple[tuple[int, str | None], ...]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, str | None], ...]] = OrderedDict()
 
-    def jobs(self, envelope: Envelope) -> tuple[tuple[int, str], ...]:
-        """The jobs of one event: (index into ``routes``, lane key or ``""``)."""
-        wanted = self._wanted(envelope.type, envelope.topics)
-        if not wanted:
-            return ()
-        named = envelope.key
-        return tuple((route, named or _lane_key(field, envelope.data)) for route, field in wanted)
-
-    def _wanted(self, type: str, topics: tuple[str, ...]) -> tuple[tuple[int, str | None], ...]:
+    def jobs(self, type: str, topics: str, key: str | None, data: Mapping[str, Any]) -> list[tuple[int, str]]:
+        """The jobs of one event: (index into ``routes``, lane key or ``""``). Its topics are separated by spaces."""
         asked = (type, topics)
-        known = self._remembered.get(asked)
-        if known is None:
-            known = tuple(
-                (route, field)
-                for route, (types, matcher, field) in enumerate(self._wishes)
-                if type in types and matcher.matches(topics)
-            )
-            if len(self._remembered) >= REMEMBERED:
-                self._remembered.popitem(last=False)
-            self._remembered[asked] = known
-        return known
+        wanted = self._remembered.get(asked)
+        if wanted is None:
+            wanted = self._wanted(asked)
+        return [(route, key or _lane_key(field, data)) for route, field in wanted]
+
+    def _wanted(self, asked: tuple[str, str]) -> tuple[tuple[int, str | None], ...]:
+        wanted = tuple(
+            (route, field)
+            for route, (types, matcher, field) in enumerate(self._wishes)
+            if asked[0] in types and matcher.matches(asked[1].split())
+        )
+        if len(self._remembered) >= REMEMBERED:
+            self._remembered.popitem(last=False)
+        self._remembered[asked] = wanted
+        return wanted
 
 
 def _lane_key(field: str | None, data: Mapping[str, Any]) -> str:

@@ -332,7 +332,7 @@ class Bus:
             letter = self._ephemeral(publication)
             self.usable()
             position = self._whispers.say(letter.log, _whisper(letter))
-            return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
+            return Receipt(letter.id, position, duplicate=False, jobs=0)
         return self.publish_many_sync([publication])[0]
 
     def publish_many_sync(self, publications: Iterable[Publication]) -> list[Receipt]:
@@ -369,7 +369,7 @@ class Bus:
         except UnsafeServer:
             raise
         except BusUnavailable as error:
-            first = letters[0].envelope.id if letters else None
+            first = letters[0].id if letters else None
             raise BusUnavailable(f"{error}; nothing was published", outcome="refused", id=first) from error
         if self._whispers:
             for name in {letter.log for letter in letters}:
@@ -402,7 +402,7 @@ class Bus:
         else:
             async with self.using() as passing:
                 position = await passing.whispers.say(letter.log, _whisper(letter))
-        return Receipt(letter.envelope.id, position, duplicate=False, jobs=0)
+        return Receipt(letter.id, position, duplicate=False, jobs=0)
 
     async def flush(self, log: str | None = None) -> None:
         """Return once the ephemeral events are out that this loop has published to a log until now. Raises nothing.
@@ -532,7 +532,7 @@ class Bus:
 
 
 def _whisper(letter: Letter) -> Whisper:
-    return Whisper(" ".join(letter.envelope.topics), letter.body)
+    return Whisper(letter.topics, letter.body)
 
 
 _TROUBLE = ("closed", "ended", "live", "repairing", "connecting", "degraded")

@@ -7,7 +7,7 @@ error says names attributes, fields and types, never values: payloads stay out o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, NotRequired, TypedDict, Unpack
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError, to_json, to_jsonable_python
@@ -18,77 +18,108 @@ from bus.events import Event, check_type, lookup, newest
 from bus.ids import uuid7
 from bus.topics import topic_set
 
-__all__ = ["decode", "encode", "read", "wrap"]
+__all__ = ["Attributes", "Written", "decode", "encode", "read", "wrap", "write"]
 
 _NAMED_FAULTS: Final = 5
+_OPTIONAL: Final = ("subject", "correlationid", "causationid", "traceparent", "key")
 _UNSERIALISABLE: Final = (PydanticSerializationError, ValueError, TypeError, RecursionError)
 
 
-def wrap(
-    event: Event | Mapping[str, Any],
-    *,
-    id: str | None,
-    source: str,
-    now_ms: int,
-    topics: tuple[str, ...],
-    key: str | None,
-    correlationid: str | None = None,
-    causationid: str | None = None,
-    traceparent: str | None = None,
-    subject: str | None = None,
-) -> Envelope:
+class Attributes(TypedDict):
+    """What an event gets on its way beside its own; ``now_ms`` dates it (milliseconds since 1970, UTC)."""
+
+    id: str | None
+    source: str
+    now_ms: int
+    topics: tuple[str, ...]
+    key: str | None
+    correlationid: NotRequired[str | None]
+    causationid: NotRequired[str | None]
+    traceparent: NotRequired[str | None]
+    subject: NotRequired[str | None]
+
+
+class Written(NamedTuple):
+    """An event as it travels, and what decides who gets it. ``topics`` is one text, separated by spaces."""
+
+    id: str
+    type: str
+    topics: str
+    data: dict[str, Any]
+    body: bytes
+
+
+def write(event: Event | Mapping[str, Any], **attributes: Unpack[Attributes]) -> Written:
+    """``encode(wrap(event, ...))`` at half the price, for all that is published passes here: no model stands between.
+
+    The attributes, what is raised and the bytes are those of :func:`wrap` and :func:`encode`.
+    """
+    made = _attributes(event, attributes)
+    if _is_sound(made):
+        topics = " ".join(made["topics"])
+        body = _body(made, topics)
+    else:
+        envelope = _enveloped(made)
+        topics = " ".join(envelope.topics)
+        body = encode(envelope)
+    return Written(made["id"], made["type"], topics, made["data"], body)
+
+
+def wrap(event: Event | Mapping[str, Any], **attributes: Unpack[Attributes]) -> Envelope:
     """Put an event, or a mapping with a ``"type"``, in an envelope dated ``now_ms`` (milliseconds since 1970, UTC).
 
     Without an ``id`` it gets a new UUIDv7. A mapping's other keys are its data; where this process knows the type, they
     become the newest version's model and travel as that model's fields (so what the model ignores is left out).
     Raises ``InvalidEvent``; the event itself is left as it is. Never blocks; safe from any thread.
     """
+    return _enveloped(_attributes(event, attributes))
+
+
+def _attributes(event: Event | Mapping[str, Any], given: Attributes) -> dict[str, Any]:
+    """All of an envelope's attributes, in the order of the wire."""
     name, version, data = _of_model(event) if isinstance(event, Event) else _of_mapping(event)
-    attributes = {
+    now_ms, get = given["now_ms"], given.get
+    return {
         "specversion": "1.0",
-        "id": uuid7(now_ms) if id is None else id,
+        "id": uuid7(now_ms) if given["id"] is None else given["id"],
         "type": name,
-        "source": source,
+        "source": given["source"],
         "time": rfc3339(now_ms),
         "datacontenttype": "application/json",
-        "subject": subject,
+        "subject": get("subject"),
         "dataschema": dataschema(name, version) if version else None,
-        "correlationid": correlationid,
-        "causationid": causationid,
-        "traceparent": traceparent,
-        "topics": topics,
-        "key": key,
+        "correlationid": get("correlationid"),
+        "causationid": get("causationid"),
+        "traceparent": get("traceparent"),
+        "topics": given["topics"],
+        "key": given["key"],
         "data": data,
     }
-    given = (id, subject, correlationid, causationid, traceparent, key)
+
+
+def _enveloped(made: dict[str, Any]) -> Envelope:
     try:
-        return _built(attributes, given) or Envelope.model_validate(attributes)
+        return Envelope.model_validate(made)
     except ValidationError as error:
-        raise InvalidEvent(f"{name} cannot be published: {_faults(error)}") from error
+        raise InvalidEvent(f"{made['type']} cannot be published: {_faults(error)}") from error
 
 
-def _built(attributes: dict[str, Any], given: tuple[str | None, ...]) -> Envelope | None:
-    """``Envelope(**attributes)`` at half the price, for attributes that :func:`wrap` made; None if in any doubt.
+def _is_sound(made: dict[str, Any]) -> bool:
+    """Whether an envelope can be made of this; False if in any doubt. What :func:`_attributes` made itself is right.
 
-    The source, the other ``given`` texts, the topics and the data are checked here as the model does it; the rest is
-    right by making.
+    The topics become a tuple without repeats, as they do in the envelope.
     """
+    texts = [made["id"], made["source"], *[made[name] for name in _OPTIONAL if made[name] is not None]]
     try:
-        texts = "".join([attributes["source"], *[text for text in given if text is not None]])
         # One look at all of them: printable text has no control characters and no lone surrogates.
-        if not attributes["source"] or "" in given or len(texts) > MAX_ATTRIBUTE or not texts.isprintable():
-            return None
-        attributes["topics"] = topic_set(attributes["topics"], reserved=True)
-        check_json(attributes["data"])
+        joined = "".join(texts)
+        if "" in texts or len(joined) > MAX_ATTRIBUTE or not joined.isprintable():
+            return False
+        made["topics"] = topic_set(made["topics"], reserved=True)
+        check_json(made["data"])
     except (TypeError, ValueError, InvalidTopic):
-        return None
-    envelope = Envelope.__new__(Envelope)
-    # What BaseModel.model_construct does, without its loop over the fields.
-    object.__setattr__(envelope, "__dict__", attributes)
-    object.__setattr__(envelope, "__pydantic_fields_set__", set(attributes))
-    object.__setattr__(envelope, "__pydantic_extra__", {})
-    object.__setattr__(envelope, "__pydantic_private__", None)
-    return envelope
+        return False
+    return True
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -96,17 +127,22 @@ def encode(envelope: Envelope) -> bytes:
 
     The same envelope always gives the same bytes. Attributes that are None are absent.
     """
-    wire = {name: value for name, value in envelope.__dict__.items() if value is not None}
-    if envelope.topics:
-        wire["topics"] = " ".join(envelope.topics)
+    attributes = envelope.__dict__
+    if envelope.__pydantic_extra__:
+        attributes = attributes | dict(sorted(envelope.__pydantic_extra__.items()))
+    return _body(attributes, " ".join(envelope.topics))
+
+
+def _body(attributes: dict[str, Any], topics: str) -> bytes:
+    wire = {name: value for name, value in attributes.items() if value is not None}
+    if topics:
+        wire["topics"] = topics
     else:
         del wire["topics"]
-    if envelope.__pydantic_extra__:
-        wire |= {name: value for name, value in sorted(envelope.__pydantic_extra__.items()) if value is not None}
     try:
         return to_json(wire)
     except _UNSERIALISABLE:  # only after someone changed the inside of data, or built it unchecked
-        raise InvalidEvent(f"{envelope.type} cannot be encoded: {_culprit(wire)}") from None
+        raise InvalidEvent(f"{attributes['type']} cannot be encoded: {_culprit(wire)}") from None
 
 
 def decode(body: bytes, *, max_bytes: int = 1_048_576) -> Envelope:

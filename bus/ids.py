@@ -60,11 +60,9 @@ def uuid7(now_ms: int) -> str:
     if now_ms > _LATEST_MS:
         raise ValueError(f"{now_ms} is too late for milliseconds since 1970: pass milliseconds")
     number = _sequence.next(now_ms)
-    # 48 bits time and 12 random | version 7 between them | variant 0b10 and 62 random
-    high, low = number >> 62, number & 0x3FFF_FFFF_FFFF_FFFF
-    laid_out = (high >> 12) << 80 | 0x7 << 76 | (high & 0xFFF) << 64 | 0b10 << 62 | low
-    text = laid_out.to_bytes(16).hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    # 48 bits time | version 7 | 12 random | variant 0b10 and 62 random
+    time, rest = f"{number >> _RANDOM_BITS:012x}", f"{0b10 << 62 | number & 0x3FFF_FFFF_FFFF_FFFF:016x}"
+    return f"{time[:8]}-{time[8:]}-7{number >> 62 & 0xFFF:03x}-{rest[:4]}-{rest[4:]}"
 
 
 def token() -> str:

@@ -19,7 +19,6 @@ from bus import codec, ids
 from bus.bindings import Routing
 from bus.causation import CAUSE
 from bus.clock import Clock
-from bus.envelope import Envelope
 from bus.errors import BusUnavailable, InvalidEvent, LogClosed, PayloadTooLarge
 from bus.events import Event
 from bus.position import Position
@@ -72,8 +71,12 @@ class Receipt(NamedTuple):
 class Letter(NamedTuple):
     """A publication, checked and encoded: nothing about it can fail any more but the way to the store."""
 
-    envelope: Envelope
+    id: str
+    type: str
+    topics: str
+    data: dict[str, Any]
     body: bytes
+    key: str | None
     token: str
     due: str
     log: str
@@ -105,27 +108,29 @@ class Publisher:
         self._source = source
         self._limits = limits
         self._clock = clock
+        self._log_limits = base.Limits(limits.cap, int(limits.ttl_s * 1000))
+        self._window_ms = int(limits.window_s * 1000)
         # No bindings, version 0: right for a namespace that has none, and stale (then told so) for any other.
         self._routing = Routing(Stale(0, {}))
 
     def letter(self, publication: Publication) -> Letter:
         """Check and encode one publication. Raises ``InvalidEvent``, ``InvalidTopic``, ``PayloadTooLarge``, ``InvalidLog``."""
         cause = CAUSE.get()
-        envelope = codec.wrap(
+        key = _checked_key(publication.key)
+        written = codec.write(
             publication.event,
             id=_checked_id(publication.id),
             source=self._source,
             now_ms=self._clock.now_ms(),
             topics=topic_set(publication.topics),
-            key=_checked_key(publication.key),
+            key=key,
             correlationid=cause.correlation if cause else None,
             causationid=cause.id if cause else None,
             traceparent=cause.traceparent if cause else None,
         )
-        body = codec.encode(envelope)
-        if len(body) > self._limits.max_bytes:
-            raise PayloadTooLarge(len(body), self._limits.max_bytes)
-        return Letter(envelope, body, ids.token(), _due(publication), check_log(publication.log), publication.own)
+        if len(written.body) > self._limits.max_bytes:
+            raise PayloadTooLarge(len(written.body), self._limits.max_bytes)
+        return Letter(*written, key, ids.token(), _due(publication), check_log(publication.log), publication.own)
 
     def plan(self, letters: Sequence[Letter]) -> Plan:
         """Append all, again and again where it is safe and of use, until answered or past the deadline.
@@ -151,7 +156,7 @@ class Publisher:
                     continue
                 answer = (answers or [])[0]
                 if isinstance(answer, Ended):
-                    raise LogClosed(batch.log, answer.position, chunk[0].envelope.id)
+                    raise LogClosed(batch.log, answer.position, chunk[0].id)
                 if not isinstance(answer, Stale):
                     break
                 self._learn(answer)
@@ -170,16 +175,16 @@ class Publisher:
         posts = []
         used: dict[int, int] = {}
         for letter in letters:
-            jobs = tuple((used.setdefault(route, len(used)), key) for route, key in routing.jobs(letter.envelope))
-            topics = " ".join(letter.envelope.topics)
-            posts.append(Post(letter.envelope.id, letter.token, topics, letter.body, jobs, letter.due))
+            wanted = routing.jobs(letter.type, letter.topics, letter.key, letter.data)
+            jobs = tuple([(used.setdefault(route, len(used)), key) for route, key in wanted])
+            posts.append(Post(letter.id, letter.token, letter.topics, letter.body, jobs, letter.due))
         return Batch(
             log=letters[0].log,
-            limits=base.Limits(self._limits.cap, int(self._limits.ttl_s * 1000)),
-            window_ms=int(self._limits.window_s * 1000),
+            limits=self._log_limits,
+            window_ms=self._window_ms,
             epoch=ids.epoch(),
             version=routing.version,
-            routes=tuple(routing.routes[route] for route in used),
+            routes=tuple([routing.routes[route] for route in used]),
             posts=tuple(posts),
             own=letters[0].own,
         )
@@ -187,6 +192,9 @@ class Publisher:
 
 def _chunks(letters: Sequence[Letter]) -> Iterable[list[Letter]]:
     """Runs of one log, of bounded number and size, in order."""
+    if len(letters) == 1:
+        yield [letters[0]]
+        return
     for _, run in groupby(letters, key=lambda letter: (letter.log, letter.own)):
         chunk: list[Letter] = []
         size = 0
@@ -202,17 +210,17 @@ def _chunks(letters: Sequence[Letter]) -> Iterable[list[Letter]]:
 def _receipt(letter: Letter, appended: Appended, jobs: int) -> Receipt:
     position = Position(appended.epoch, appended.seq, appended.token)
     if not appended.duplicate:
-        return Receipt(letter.envelope.id, position, duplicate=False, jobs=jobs)
+        return Receipt(letter.id, position, duplicate=False, jobs=jobs)
     # A lost reply answered by a repeat looks the same from here as somebody else's event under this id, but for its token.
     ours = appended.token == letter.token
     if not ours:
-        log.info("event %s was published before; the first one counts", letter.envelope.id)
-    return Receipt(letter.envelope.id, position, not ours, jobs if ours else 0)
+        log.info("event %s was published before; the first one counts", letter.id)
+    return Receipt(letter.id, position, not ours, jobs if ours else 0)
 
 
 def _given_up(error: BusUnavailable, letter: Letter, *, unknown: bool) -> BusUnavailable:
     """The end of a publish: of this event, and of those after it; the ones before it were published."""
-    event_id = letter.envelope.id
+    event_id = letter.id
     if not unknown:
         return BusUnavailable(f"{error}; the event was not published", outcome="refused", id=event_id)
     why = f"{error}; whether the event was published is unknown: publish it again with id={event_id!r}, and it counts once"

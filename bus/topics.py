@@ -27,7 +27,8 @@ __all__ = ["Matcher", "check_pattern", "check_topic", "topic_set"]
 _MAX_BYTES = 255
 _MAX_SEGMENTS = 16
 _MAX_SEGMENT = 128
-_REMEMBERED = 4096  # valid topics whose check is remembered; each is at most 255 bytes
+_REMEMBERED = 4096  # valid topics, and small sets of them, whose check is remembered; each topic is at most 255 bytes
+_FEW = 4
 
 _SEGMENT = r"[A-Za-z0-9_.~@-]{1,128}"
 _TOPIC = re.compile(rf"\$?{_SEGMENT}(?::{_SEGMENT}){{0,{_MAX_SEGMENTS - 1}}}")
@@ -62,12 +63,21 @@ def topic_set(topics: Iterable[str], *, reserved: bool = False) -> tuple[str, ..
     An empty set is a valid one: it reaches no listener. A lone ``str`` raises ``InvalidTopic`` instead of being taken
     for a list of one-letter topics.
     """
-    checked = [
-        # Not through check_topic: this runs for every event, and a call is a third of the cost.
-        _checked_topic(topic, reserved) if isinstance(topic, str) else check_topic(topic)
-        for topic in _plural(topics)
-    ]
-    return tuple(dict.fromkeys(checked))
+    given = tuple(_plural(topics))
+    if len(given) > _FEW:
+        return _checked_set(given, reserved)
+    try:
+        return _remembered_set(given, reserved)
+    except TypeError:  # something in it cannot be hashed, so it is no text
+        return _checked_set(given, reserved)
+
+
+def _checked_set(topics: tuple[Any, ...], reserved: bool) -> tuple[str, ...]:  # noqa: FBT001  # as below
+    return tuple(dict.fromkeys([check_topic(topic, reserved=reserved) for topic in topics]))
+
+
+_remembered_set = lru_cache(maxsize=_REMEMBERED)(_checked_set)
+"""For every event its topics are asked for twice, and most are asked for again with the next."""
 
 
 class Matcher:
