@@ -21,7 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, computed_field, field_serializer, field_validator
 
-from bus.codec import decode, encode, read, wrap
+from bus.codec import decode, encode, read, wrap, write
 from bus.envelope import Envelope
 from bus.errors import BusError, InvalidEvent, PayloadTooLarge
 from bus.events import Event
@@ -129,6 +129,31 @@ def test_wrapping_accepts_exactly_what_an_envelope_accepts(attributes: dict[str,
         actual = None
 
     assert actual == expected
+
+
+@given(any_attributes, objects)
+def test_what_is_written_is_the_wrapped_envelope(attributes: dict[str, Any], data: dict[str, Any]) -> None:
+    given: dict[str, Any] = {
+        "id": "1",
+        "source": "/a",
+        "now_ms": NOW_MS,
+        "topics": ("global",),
+        "key": None,
+    } | attributes
+    event = {"type": "codec.unknown", **data}
+    try:
+        expected: bytes | str = encode(wrap(event, **given))
+    except InvalidEvent as error:
+        expected = str(error)
+
+    try:
+        written = write(event, **given)
+    except InvalidEvent as error:
+        assert str(error) == expected
+    else:
+        envelope = decode(written.body)
+        assert written.body == expected
+        assert written[:4] == (envelope.id, envelope.type, " ".join(envelope.topics), envelope.data)
 
 
 def test_values_that_pydantic_can_make_json_are_made_json() -> None:
