@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-SUITES = {"queue": "workers, their server and the way between them, killed, frozen, cut and lied to"}
+SUITES = {
+    "queue": "workers, their server and the way between them, killed, frozen, cut and lied to",
+    "live": "listeners and publishers: failover, half-open links, killed publishers, slow neighbours, comings and goings",
+    "storm": "every connection killed every 5 to 50 ms while publishers publish and listeners join",
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.ledger import Ledger
+from tests.faults.ledger import Numbers
 from tests.faults.world import World
 from tests.servers import Server, find_binary
 
@@ -41,14 +41,15 @@ class Fault:
     """One way to break things. ``run`` breaks them, asserts that they broke, and asserts what must hold all the same.
 
     ``promise`` is that, in a line. ``quick_lease_s`` is the lease of the quick form; in the full form it is the default.
-    ``server`` are the options of its server.
+    ``server`` are the options of its server, ``world`` is what it runs in.
     """
 
     name: str
     promise: str
-    run: Callable[[World], Finding]
+    run: Callable[[Any], Finding]
     quick_lease_s: float = 7
     server: Mapping[str, Any] = field(default_factory=dict)
+    world: type[World] = World
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Row:
     figure: str
     time_s: float | None
     took_s: float
-    ledger: Ledger
+    ledger: Numbers
 
     def as_json(self) -> dict[str, Any]:
         """What is written: flat."""
@@ -81,8 +82,8 @@ def try_out(fault: Fault, *, quick: bool, start_server: Callable[..., Server] = 
     """Run one fault. What breaks is in the row, and returned as well."""
     began = time.monotonic()
     lease_s = fault.quick_lease_s if quick else 7
-    finding, ledger, broken, failure = Finding("", ""), Ledger(), list[str](), None
-    with World(quick=quick, lease_s=lease_s, start_server=start_server, **fault.server) as world:
+    finding, ledger, broken, failure = Finding("", ""), fault.world.EMPTY, list[str](), None
+    with fault.world(quick=quick, lease_s=lease_s, start_server=start_server, **fault.server) as world:
         try:
             finding = fault.run(world)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other faults have their turn
@@ -156,26 +157,16 @@ def _tell(what: str) -> None:
 
 
 def _table(rows: Sequence[Row], title: str) -> Table:
-    table = Table(title=title, caption="dup: runs beyond an event's first; inv: events that ran before an earlier one")
+    headings = list(rows[0].ledger.cells()) if rows else []
+    table = Table(title=title, caption=rows[0].ledger.CAPTION if rows else None)
     table.add_column("fault")
     table.add_column("injected")
-    for heading in ("tried", "accepted", "refused", "unknown", "started", "ended", "heard", "lost", "dup", "inv"):
+    for heading in headings:
         table.add_column(heading, justify="right")
     table.add_column("stated figure")
     table.add_column("")
     for row in rows:
-        ledger = row.ledger
-        numbers = (
-            ledger.attempted,
-            ledger.accepted,
-            ledger.rejected,
-            ledger.unknown,
-            ledger.started,
-            ledger.ended,
-            "-" if ledger.heard is None else ledger.heard,
-            ledger.lost,
-            ledger.duplicates,
-            ledger.inversions,
-        )
-        table.add_row(row.fault, row.injected, *map(str, numbers), row.figure, "ok" if row.ok else "FAILED")
+        cells = row.ledger.cells()
+        numbers = (cells[heading] for heading in headings)
+        table.add_row(row.fault, row.injected, *numbers, row.figure, "ok" if row.ok else "FAILED")
     return table

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from tests.faults.journal import Run
 from tests.faults.publishing import Outcome
 
-__all__ = ["Books", "Ledger", "balanced"]
+__all__ = ["Books", "Ledger", "Numbers", "balanced"]
+
+
+class Numbers(Protocol):
+    """A row's part of the table. A dataclass of plain numbers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    CAPTION: ClassVar[str]
+    """What a reader of the table must be told."""
+
+    def cells(self) -> dict[str, str]:
+        """By heading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +33,8 @@ class Ledger:
     accepted and never handled to the end; ``inversions`` those whose first run began after that of a later one of their key.
     """
 
+    CAPTION: ClassVar = "dup: runs beyond an event's first; inv: events that ran before an earlier one"
+
     attempted: int = 0
     accepted: int = 0
     rejected: int = 0
@@ -31,6 +45,21 @@ class Ledger:
     lost: int = 0
     duplicates: int = 0
     inversions: int = 0
+
+    def cells(self) -> dict[str, str]:
+        """See :class:`Numbers`."""
+        return {
+            "tried": str(self.attempted),
+            "accepted": str(self.accepted),
+            "refused": str(self.rejected),
+            "unknown": str(self.unknown),
+            "started": str(self.started),
+            "ended": str(self.ended),
+            "heard": "-" if self.heard is None else str(self.heard),
+            "lost": str(self.lost),
+            "dup": str(self.duplicates),
+            "inv": str(self.inversions),
+        }
 
 
 @dataclass(frozen=True, slots=True)

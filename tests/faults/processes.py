@@ -19,16 +19,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Process:
-    """A Python module that runs as a process. Started and ended by the main thread; :meth:`kill` it in a ``finally``."""
+    """A Python module that runs as a process. Started and ended by the main thread; :meth:`kill` it in a ``finally``.
 
-    def __init__(self, arguments: Sequence[str], output: Path, environ: Mapping[str, str]) -> None:
+    ``inside`` is a command that becomes the one behind it (``ip netns exec NAME``), so that the process stays ours.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], output: Path, environ: Mapping[str, str], *, inside: Sequence[str] = ()
+    ) -> None:
         assert threading.current_thread() is threading.main_thread(), (
             "the kernel ends it with the thread that started it"
         )
         self.output = output
         with output.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.child", *arguments],
+                [*inside, sys.executable, "-m", "tests.faults.child", *arguments],
                 cwd=ROOT,
                 env={**_environ(), "FAULT_PARENT": str(os.getpid()), **environ},
                 stdin=subprocess.DEVNULL,
@@ -66,6 +71,10 @@ class Process:
     def wait(self, timeout: float = 30) -> int:
         """Wait until it has ended by itself, and return its exit code."""
         return self._process.wait(timeout)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
 
     def freeze(self) -> None:
         """Stop it in its tracks (SIGSTOP), and be sure that it has stopped."""

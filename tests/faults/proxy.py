@@ -1,4 +1,4 @@
-"""A TCP proxy that loses, on request, exactly one kind of message on its way to or from the server.
+"""A TCP proxy that loses, on request, exactly one kind of message on its way to or from the server, or leads elsewhere.
 
 It recognises a script call by its SHA in what the client sends. On every connection of ours one answer follows one
 request, so what the server says next is the reply to it.
@@ -65,7 +65,7 @@ class Proxy:
     """Forwards a loopback port of its own to a server's, on a thread of its own. A context manager."""
 
     def __init__(self, port: int) -> None:
-        self._upstream = port
+        self._upstream: int | None = port
         self._fault: Drop | Hold | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Event | None = None
@@ -98,6 +98,11 @@ class Proxy:
         assert self._loop is not None
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(5)
 
+    def switch(self, port: int | None) -> None:
+        """Cut every connection; new ones lead to this port from now on, or nowhere (``None``)."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self._switch(port), self._loop).result(5)
+
     # -- on its own thread ---------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -118,6 +123,12 @@ class Proxy:
         assert self._listening is not None
         self._listening.close()
 
+    async def _switch(self, port: int | None) -> None:
+        self._upstream = port
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -128,6 +139,8 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            if self._upstream is None:
+                raise ConnectionRefusedError
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
         except OSError:
             writer.transport.abort()  # otherwise the client would wait for us, not for the server

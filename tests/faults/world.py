@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from bus import Bus, Delivery
 from tests.faults.hearing import Hearing
 from tests.faults.journal import Journal
-from tests.faults.ledger import Books, Ledger, balanced
+from tests.faults.ledger import Books, Ledger, Numbers, balanced
 from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
 from tests.faults.publishing import Publishing
@@ -32,6 +32,9 @@ NAMESPACE = "faults"
 class World:
     """Belongs to the main thread. ``options`` are the server's, ``lease_s`` is the workers'."""
 
+    EMPTY: ClassVar[Numbers] = Ledger()
+    """What is in the ledger before anything has happened."""
+
     def __init__(
         self, *, quick: bool, lease_s: float, start_server: Callable[..., Server] = Server, **options: str | int
     ) -> None:
@@ -46,6 +49,7 @@ class World:
         self.buried: set[str] = set()
         """The ids of what rightly ended in the dead letters; bytes that nobody can read count under any name."""
         self._hearing: Hearing | None = None
+        self._start_server = start_server
         self._stack = ExitStack()
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="callboard-fault-")))
         self.journal = Journal(self.folder / "journal")
@@ -97,7 +101,7 @@ class World:
             worker.wait_for("ready:")
         return worker
 
-    def start(self, name: str, command: list[str], **environ: str) -> Process:
+    def start(self, name: str, command: list[str], *, inside: Sequence[str] = (), **environ: str) -> Process:
         """Start a Python module of ours as a process. Workers are killed at the end; others are the caller's."""
         places = {
             "BUS_NAMESPACE": NAMESPACE,
@@ -105,7 +109,7 @@ class World:
             "FAULT_LEASE_S": str(self.lease_s),
         }
         number = len(list(self.folder.glob("*.log"))) + 1
-        return Process(command, self.folder / f"{number:03}-{name}.log", {**places, **environ})
+        return Process(command, self.folder / f"{number:03}-{name}.log", {**places, **environ}, inside=inside)
 
     def start_workers(self, count: int) -> None:
         """Start several at once, and wait until all of them work."""
@@ -161,7 +165,7 @@ class World:
 
         return asyncio.run(read())
 
-    def balance(self) -> tuple[Ledger, list[str]]:
+    def balance(self) -> tuple[Numbers, list[str]]:
         """The ledger, and what in it breaks a promise. The listener is given a moment to hear the last of it."""
         log, heard = self.log(), None
         if self._hearing is not None:
