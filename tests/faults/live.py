@@ -1,0 +1,15 @@
+"""The faults of the live half: ``python -m tests.faults live [--quick] [--only NAME ...] [--json FILE]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.faults import failover, harness, trimming
+
+__all__ = ["FAULTS", "main"]
+
+FAULTS = (*failover.FAULTS, *trimming.FAULTS)
+
+
+def main(arguments: Sequence[str]) -> int:
+    return harness.main("live", FAULTS, arguments)
