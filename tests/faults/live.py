@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.faults import failover, halfopen, harness, trimming
+from tests.faults import dying, failover, halfopen, harness, trimming
 
 __all__ = ["FAULTS", "main"]
 
-FAULTS = (*failover.FAULTS, *trimming.FAULTS, *halfopen.FAULTS)
+FAULTS = (*failover.FAULTS, *trimming.FAULTS, *halfopen.FAULTS, *dying.FAULTS)
 
 
 def main(arguments: Sequence[str]) -> int:
