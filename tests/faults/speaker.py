@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import redis
 
@@ -26,9 +27,10 @@ def main(by: str, lines: int, per_s: float, channel: str = "") -> None:
     began, failures = time.monotonic(), 0
     for n in range(lines):
         time.sleep(max(0.0, began + n / per_s - time.monotonic()))
-        failures += until_accepted(lambda n=n: bus.publish_sync(line(by, n), id=name_of(by, n)))  # type: ignore[misc]
+        event, event_id = line(by, n, sent_s=time.monotonic()), name_of(by, n)
+        failures += until_accepted(partial(bus.publish_sync, event, id=event_id))
         if channel:
-            failures += until_accepted(lambda n=n: bare.publish(channel, name_of(by, n)))  # type: ignore[misc]
+            failures += until_accepted(partial(bare.publish, channel, event_id))
     bare.close()
     bus.close_sync()
     print(f"said {lines} with {failures} failures", flush=True)
