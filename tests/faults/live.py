@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.faults import dying, failover, halfopen, harness, neighbours, trimming
+from tests.faults import dying, failover, goings, halfopen, harness, neighbours, trimming
 
 __all__ = ["FAULTS", "main"]
 
-FAULTS = (*failover.FAULTS, *trimming.FAULTS, *halfopen.FAULTS, *dying.FAULTS, *neighbours.FAULTS)
+FAULTS = (
+    *failover.FAULTS,
+    *trimming.FAULTS,
+    *halfopen.FAULTS,
+    *dying.FAULTS,
+    *neighbours.FAULTS,
+    *goings.FAULTS,
+)
 
 
 def main(arguments: Sequence[str]) -> int:

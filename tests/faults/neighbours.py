@@ -46,7 +46,7 @@ class Round(NamedTuple):
 
 
 def slow_neighbours(world: LiveWorld) -> Finding:
-    pairs, lines = world.many(1, 5), world.many(1_800, 3_000)
+    pairs, lines = world.many(1, 5), world.many(1_400, 3_000)
     good: list[float] = []
     bad: list[float] = []
     waiting = 0
