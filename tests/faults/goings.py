@@ -19,7 +19,7 @@ from tests import leaks
 from tests.faults.harness import Fault, Finding
 from tests.faults.line import line, name_of, sound
 from tests.faults.live_world import NAMESPACE, LiveWorld
-from tests.waiting import eventually
+from tests.waiting import eventually, wait_until
 
 __all__ = ["FAULTS"]
 
@@ -167,7 +167,8 @@ def comings_and_goings(world: LiveWorld) -> Finding:
     cycles = world.many(64, 504)
     speaker = world.start("speaker", ["tests.faults.speaker", "ann", "1000000", str(PER_S)], BUS_URL=world.server.url)
     try:
-        speaker.wait_for("ready")
+        world.bus.open_sync()
+        wait_until(world.bus.store.logs, "the first line, so that its connection is there", 30)
         with world.server.client() as admin:
             took_s = asyncio.run(come_and_go(world.server.url, cycles, admin))
         assert speaker.alive, speaker.text
@@ -196,7 +197,8 @@ async def come_and_go(url: str, cycles: int, admin: redis.Redis | None) -> float
     took_s = time.monotonic() - began
     await eventually(lambda: There.now().beyond(before) == 0, "threads, sockets and descriptors to go", SETTLE_S)
     if admin is not None:
-        assert leaks.connections_left(admin, connections) == []
+        kept = leaks.connections_left(admin, connections)
+        assert not kept, f"left on the server: {kept}"
     return took_s
 
 
