@@ -51,10 +51,13 @@ class Kills(NamedTuple):
 
 
 class Storm:
-    """Kills all connections but its own every 5 to 50 ms, on a thread, for as long as its ``with`` lasts."""
+    """Kills all connections but its own every 5 to 50 ms, on a thread, for as long as its ``with`` lasts.
 
-    def __init__(self, server: Server, dice: random.Random) -> None:
-        self._server, self._dice = server, dice
+    It is over after ``longest_s``: on a machine where nothing is done in 50 ms, everybody would be killed for ever.
+    """
+
+    def __init__(self, server: Server, dice: random.Random, longest_s: float) -> None:
+        self._server, self._dice, self._longest_s = server, dice, longest_s
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._rage, name="fault storm", daemon=True)
         self.kills = Kills(0, 0)
@@ -68,8 +71,9 @@ class Storm:
         self._thread.join(10)
 
     def _rage(self) -> None:
+        over_s = time.monotonic() + self._longest_s
         with self._server.client() as client:
-            while not self._ending.wait(self._dice.uniform(0.005, 0.05)):
+            while time.monotonic() < over_s and not self._ending.wait(self._dice.uniform(0.005, 0.05)):
                 subscriptions = client.client_kill_filter(_type="pubsub")
                 others = client.client_kill_filter(_type="normal", skipme=True)
                 self.kills = Kills(self.kills.subscriptions + subscriptions, self.kills.others + others)
@@ -184,14 +188,15 @@ async def weather(world: LiveWorld, lines: int, per_s: float, dice: random.Rando
             command = ["tests.faults.speaker", by, str(lines), str(per_s), BARE]
             speakers.append(world.start(by, command, BUS_URL=world.server.url))
         joined = [lead]
-        with Storm(world.server, dice) as raging:
+        longest_s = world.many(25, 300)
+        with Storm(world.server, dice, longest_s) as raging:
             for moment in sorted(dice.uniform(0.05, 0.9) for _ in range(8)):
-                await eventually(lambda m=moment: len(lead.items) >= m * total, "the stream to go on", 60)  # type: ignore[misc]
+                await eventually(lambda m=moment: len(lead.items) >= m * total, "the stream to go on", 2 * longest_s)  # type: ignore[misc]
                 transcript, after = begin(len(joined), lead, dice)
                 joined.append(transcript)
                 bus = buses[len(joined) % BUSES]
                 listening.append(asyncio.create_task(listen(bus, transcript, after)))
-            await eventually(lambda: not any(each.alive for each in speakers), "the speakers to end", 120)
+            await eventually(lambda: not any(each.alive for each in speakers), "the speakers to end", 2 * longest_s)
         assert [each.exit_code for each in speakers] == [0] * len(speakers), [each.text for each in speakers]
         await asyncio.to_thread(end_unheard, world)
         await eventually(lambda: all(has_heard(each, UNSEEN) for each in joined), "all to hear what they missed", 30)
