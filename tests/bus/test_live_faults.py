@@ -46,6 +46,7 @@ def told(*items: str | Gap, after: Place = BEGINNING) -> Verdict:
     [
         ["a1", "a2", "b3", "b4", "b5", "b6"],
         ["a1", "a2", "a3", Gap(3, 3, "fork"), "a1", "a2", "b3", "b4", "b5", "b6"],
+        ["a1", "a2", "a3", Gap(3, 3, "fork"), "b3", "b4", "b5", "b6"],
         [Gap(1, 4, "trimmed"), "b5", "b6"],
         ["a1", Gap(2, 4, "trimmed"), "b5", "b6"],
     ],
@@ -62,7 +63,10 @@ def test_a_transcript_without_fault_has_none(items: list[str | Gap]) -> None:
         (["a1", "a2", "b3", "b3", "b4", "b5", "b6"], set(), 1, 0),
         (["a1", "b3", "a2", "b4", "b5", "b6"], set(), 0, 3),  # out of order
         (["a1", "a2", "a3", "b4", "b5", "b6"], {3}, 0, 1),  # from one branch to the other, the numbers in order
-        (["a1", "a2", "a3", Gap(3, 3, "fork"), "b4", "b5"], {6}, 0, 0),  # told of a fork, and yet not all
+        (["a1", "a2", "a3", Gap(3, 3, "fork"), "b3", "b4", "b5"], {6}, 0, 0),  # told of a fork, and yet not all
+        (["a1", "a2", "a3", Gap(3, 3, "fork"), "b5", "b6"], {4}, 0, 1),
+        (["a1", "a2", "a3", Gap(3, 3, "fork"), "b3", "b5", "b6"], {4}, 0, 1),
+        (["a1", "a2", "a3", Gap(3, 3, "fork")], {4, 5, 6}, 0, 0),
         (["a1", Gap(2, 3, "trimmed"), "b5", "b6"], {4}, 0, 1),  # a gap that says too little
         (["a1", Gap(2, 4, "trimmed"), "b4", "b5", "b6"], set(), 0, 1),  # or too much
         (["c1", "a2", "b3", "b4", "b5", "b6"], {1}, 0, 2),  # no such event

@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-
-from redis.asyncio.connection import Connection
+from collections.abc import Callable
 
 from bus import Bus, Receipt
 from bus.store.redis.scripts import script
-from bus.store.redis.wire import Command, Wire
+from tests.faults.tap import Tap
 from tests.faults.work import WORK, Work
 
 __all__ = ["STEPS"]
@@ -27,84 +25,31 @@ STEPS = ("before", "sent", "answered")
 """Before the call is sent; after it was sent, before its answer is read; after its answer was read."""
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Doom:
-    """Where to die, on the connection that carries an append."""
+class Doom(Tap):
+    """Dies at a step of the next append."""
 
     def __init__(self, step: str) -> None:
         self._step = step
         self._sha = script("append").sha.encode()
-        self._asked = False
+        self._asked: socket.socket | None = None
 
-    def before_sending(self, parts: Iterable[bytes]) -> None:
-        self._asked = self._sha in b"".join(parts)
-        if self._asked and self._step == "before":
-            die()
+    def before_sending(self, sock: socket.socket, data: bytes) -> None:
+        if self._sha in data:
+            self._asked = sock
+            self._die_if("before")
 
-    def after_sending(self) -> None:
-        if self._asked and self._step == "sent":
-            die()
+    def after_sending(self, sock: socket.socket) -> None:
+        if sock is self._asked:
+            self._die_if("sent")
 
-    def after_the_answer(self) -> None:
-        if self._asked:
-            die()
+    def received(self, sock: socket.socket, data: bytes) -> bytes:
+        if sock is self._asked:
+            self._die_if("answered")
+        return data
 
-    def hang_over(self) -> None:
-        """Over both doors of this process."""
-        self._over_threads()
-        self._over_loops()
-
-    def _over_threads(self) -> None:
-        opens, asks, doom = Wire.__init__, Wire.ask, self
-
-        def open_doomed(wire: Any, connection: Any) -> None:
-            opens(wire, connection)
-            wire._socket = DoomedSocket(wire._socket, doom)  # noqa: SLF001
-
-        def ask(wire: Any, commands: Sequence[Command]) -> list[Any]:
-            answers = asks(wire, commands)
-            self.after_the_answer()
-            return answers
-
-        _replace(Wire, __init__=open_doomed, ask=ask)
-
-    def _over_loops(self) -> None:
-        sends, reads = Connection.send_packed_command, Connection.read_response
-
-        async def send(connection: Any, command: Any, *arguments: Any, **options: Any) -> None:
-            self.before_sending(command)
-            await sends(connection, command, *arguments, **options)
-            self.after_sending()
-
-        async def read(connection: Any, *arguments: Any, **options: Any) -> Any:
-            answer = await reads(connection, *arguments, **options)
-            self.after_the_answer()
-            return answer
-
-        _replace(Connection, send_packed_command=send, read_response=read)
-
-
-class DoomedSocket:
-    """As the one below, which does the work."""
-
-    def __init__(self, below: Any, doom: Doom) -> None:
-        self._below, self._doom = below, doom
-
-    def sendall(self, data: bytes) -> None:
-        self._doom.before_sending([data])
-        self._below.sendall(data)
-        self._doom.after_sending()
-
-    def recv(self, size: int) -> bytes:
-        return bytes(self._below.recv(size))
-
-
-def _replace(where: type, **methods: Callable[..., Any]) -> None:
-    for name, method in methods.items():
-        setattr(where, name, method)
+    def _die_if(self, step: str) -> None:
+        if self._step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def publish(bus: Bus, event_id: str, n: int, *, by_loop: bool) -> Receipt:
@@ -145,7 +90,7 @@ def main(step: str, times: int) -> None:
         event_id, by_loop = f"{step}-{n}", bool(n % 2)
 
         def doomed() -> None:
-            Doom(step).hang_over()
+            Doom(step).install()
             publish(bus, event_id, n, by_loop=by_loop)  # noqa: B023 - called here and now
 
         def successor() -> None:

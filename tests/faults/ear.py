@@ -1,7 +1,7 @@
 """A listener as a process: it writes down what it hears, and how it fares, a line of JSON each.
 
-It may be told to break its own subscription where nobody can break the wire: at SIGUSR1 the connection's reader gets the
-error of a link that the kernel has given up (ETIMEDOUT), at SIGUSR2 nothing that arrives on it is read any more.
+It may be told to break its own subscription where nobody can break the wire: from SIGUSR1 on reading from its socket fails
+as on a link that the kernel has given up (ETIMEDOUT), from SIGUSR2 on whatever arrives there is lost.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import signal
+import socket
 import time
-from typing import Any
-
-from redis.asyncio.connection import AbstractConnection
+from typing import Literal
 
 from bus import Bus, Delivery, Gap
 from tests.faults.line import sound
+from tests.faults.tap import Tap
 
 LOOK_S = 0.02
 SAMPLE_EVERY = 10
@@ -29,29 +29,31 @@ def say(what: str, **how: object) -> None:
     os.write(1, json.dumps({"what": what, "at_s": time.monotonic(), **how}).encode() + b"\n")
 
 
-class Subscriptions:
-    """The connections of this process on which something was subscribed, to be broken."""
+class Subscription(Tap):
+    """The socket on which this process has subscribed last, to be broken. A new one is whole again."""
 
     def __init__(self) -> None:
-        self._found: list[Any] = []
-        sends = AbstractConnection.send_command
+        self._sock: socket.socket | None = None
+        self._how: Literal["", "fails", "silent"] = ""
 
-        async def send_command(connection: AbstractConnection, *arguments: Any, **options: Any) -> None:
-            if arguments[0] == "SUBSCRIBE":
-                self._found.append(connection)
-                say("subscribes")
-            await sends(connection, *arguments, **options)
+    def before_sending(self, sock: socket.socket, data: bytes) -> None:
+        if b"\r\nSUBSCRIBE\r\n" in data:
+            self._sock, self._how = sock, ""
+            say("subscribes")
 
-        setattr(AbstractConnection, "send_command", send_command)  # noqa: B010 - a method, to mypy
+    def received(self, sock: socket.socket, data: bytes) -> bytes:
+        if sock is not self._sock or not self._how:
+            return data
+        if self._how == "silent":
+            raise BlockingIOError  # there was nothing
+        say("broken")
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
     def fail(self) -> None:
-        assert self._found[-1].is_connected
-        self._found[-1]._reader.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))  # noqa: SLF001
-        say("broken")
+        self._how = "fails"
 
     def fall_silent(self) -> None:
-        assert self._found[-1].is_connected
-        self._found[-1]._writer.transport.pause_reading()  # noqa: SLF001
+        self._how = "silent"
         say("broken")
 
 
@@ -73,10 +75,11 @@ async def watch(bus: Bus) -> None:
 
 async def main() -> None:
     logging.getLogger("callboard").setLevel(logging.ERROR)  # that its links are cut is no news
-    subscriptions = Subscriptions()
+    subscription = Subscription()
+    subscription.install()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, subscriptions.fail)
-    loop.add_signal_handler(signal.SIGUSR2, subscriptions.fall_silent)
+    loop.add_signal_handler(signal.SIGUSR1, subscription.fail)
+    loop.add_signal_handler(signal.SIGUSR2, subscription.fall_silent)
     async with Bus() as bus, bus.listen("**", after="0") as listener:
         watching = asyncio.create_task(watch(bus))
         say("attached")

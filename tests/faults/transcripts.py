@@ -119,42 +119,44 @@ def audit(told: Transcript, said: Said) -> Verdict:
     at: Place = told.after
     gap: Gap | None = None
     seen: set[str] = set()
+    numbers = set(range(told.after.seq + 1, len(said.last) + 1))  # to be heard, or told to be gone
     for item in told.items:
         if isinstance(item, Gap):
             gap = item
+            numbers -= _gone(item)
             continue
         known = said.known.get(item.id)
         if known is None or known.seq != item.seq or not item.sound:
             verdict.wrong.append(f"{item} is no event that was published so")
             continue
-        if gap is not None and gap.reason != "trimmed":
-            seen.clear()  # another branch, told as such: it is heard from its beginning
-        elif item.id in seen:
+        if gap is not None and gap.reason == "fork":
+            seen.clear()  # another branch, told as such: it is heard from where the two part, or from its beginning
+            numbers |= _gone(gap) & set(range(item.seq, len(said.last) + 1))
+        if item.id in seen:
             verdict.repeated.append(item.id)
         elif why := _does_not_follow(at, gap, item, known):
             verdict.wrong.append(why)
+        if said.last[item.seq - 1 : item.seq] == [item.id]:
+            numbers.discard(item.seq)
         seen.add(item.id)
         at, gap = Place(item.seq, item.id), None
-    verdict.missing = _missing(told, said)
+    verdict.missing = numbers
     return verdict
 
 
 def _does_not_follow(at: Place, gap: Gap | None, item: Heard, known: Known) -> str:
-    if gap is not None:
+    if gap is None:
+        follows = item.seq == at.seq + 1 and at.id in (None, known.before)
+        return "" if follows else f"{item} came after {at}"
+    if gap.reason == "trimmed":
         exact = gap.first == at.seq + 1 and gap.last == item.seq - 1 and gap.first <= gap.last
-        return "" if exact else f"{gap} stands between {at} and {item}"
-    if item.seq == at.seq + 1 and at.id in (None, known.before):
-        return ""
-    return f"{item} came after {at}"
+    else:  # all of the other branch, or life, that is kept; or of a fork what follows the last event in common
+        exact = item.seq <= gap.first or item.seq == gap.last + 1
+    return "" if exact else f"{gap} stands between {at} and {item}"
 
 
-def _missing(told: Transcript, said: Said) -> set[int]:
-    """Numbers, from where it began to the log's end, of which it neither heard the event that has them now, nor a gap."""
-    numbers = set(range(told.after.seq + 1, len(said.last) + 1))
-    numbers -= {heard.seq for heard in told.heard() if said.last[heard.seq - 1 : heard.seq] == [heard.id]}
-    for gap in told.gaps():
-        numbers -= set(range(gap.first, gap.last + 1))
-    return numbers
+def _gone(gap: Gap) -> set[int]:
+    return set(range(gap.first, gap.last + 1))
 
 
 @dataclass(frozen=True, slots=True)
