@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 
 from bus import Bus, Receipt
@@ -72,6 +73,9 @@ def in_a_process(what: Callable[[], None]) -> int:
         try:
             what()
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             os._exit(1)
     _, status = os.waitpid(pid, 0)

@@ -30,19 +30,30 @@ class Tap:
     def install(self) -> None:
         """Over all sockets of this process."""
         # `socket.socket` inherits these from C and does not define them, so that it can be given its own.
-        for name, gather in (("send", _one), ("sendall", _one), ("sendmsg", _many)):
-            setattr(socket.socket, name, self._sending(getattr(socket.socket, name), gather))
-        setattr(socket.socket, "recv", self._reading(socket.socket.recv))  # noqa: B010 - a method, to mypy
+        setattr(socket.socket, "send", self._sending(socket.socket.send))  # noqa: B010 - a method, to mypy
+        setattr(socket.socket, "sendall", self._sending(socket.socket.sendall))  # noqa: B010
+        setattr(socket.socket, "sendmsg", self._gathering(socket.socket.sendmsg))  # noqa: B010
+        setattr(socket.socket, "recv", self._reading(socket.socket.recv))  # noqa: B010
         setattr(socket.socket, "recv_into", self._reading_into(socket.socket.recv_into))  # noqa: B010
 
-    def _sending(self, sends: Callable[..., Any], gather: Callable[[Any], bytes]) -> Callable[..., Any]:
-        def send(sock: socket.socket, data: Any, *rest: Any) -> Any:
-            self.before_sending(sock, gather(data))
+    def _sending(self, sends: Callable[..., Any]) -> Callable[..., Any]:
+        def send(sock: socket.socket, data: Buffer, *rest: Any) -> Any:
+            self.before_sending(sock, bytes(data))
             sent = sends(sock, data, *rest)
             self.after_sending(sock)
             return sent
 
         return send
+
+    def _gathering(self, sends: Callable[..., int]) -> Callable[..., int]:
+        def sendmsg(sock: socket.socket, buffers: Iterable[Buffer], *rest: Any) -> int:
+            parts = list(buffers)  # they may come by an iterator, which can be used once
+            self.before_sending(sock, b"".join(bytes(each) for each in parts))
+            sent = sends(sock, parts, *rest)
+            self.after_sending(sock)
+            return sent
+
+        return sendmsg
 
     def _reading(self, reads: Callable[..., bytes]) -> Callable[..., bytes]:
         def recv(sock: socket.socket, *arguments: Any) -> bytes:
@@ -57,11 +68,3 @@ class Tap:
             return count
 
         return recv_into
-
-
-def _one(data: Buffer) -> bytes:
-    return bytes(data)
-
-
-def _many(buffers: Iterable[Buffer]) -> bytes:
-    return b"".join(bytes(each) for each in buffers)
