@@ -33,7 +33,7 @@ LOST = 700
 FEWER, MORE = 200, 900
 """Events that the promoted replica has got of its own, by the time that the listeners meet it."""
 AFTER = 50
-QUIET_S = 1.0
+QUIET_S = 3.0
 LAST = name_of("end", 0)
 
 
@@ -109,13 +109,15 @@ class Seat:
                 return
         raise AssertionError(f"{self.transcript} ended")
 
-    async def read_until_quiet(self) -> None:
-        """Read until nothing more comes: who believes the wrong things may never hear the last line."""
+    async def read_while_it_lasts(self, *, to: str) -> None:
+        """As :meth:`read`, or until nothing more comes: who believes the wrong things may never hear the last line."""
         assert self._listener is not None
         try:
             while True:
                 async with asyncio.timeout(QUIET_S):
-                    self.transcript.take(await anext(self._listener))
+                    heard = self.transcript.take(await anext(self._listener))
+                if heard is not None and heard.id == to:
+                    return
         except TimeoutError:
             return
 
@@ -226,7 +228,8 @@ def failover(world: LiveWorld, own: int) -> Finding:
     assert all(gap.reason == "fork" for seat in real.seats for gap in seat.transcript.gaps())
     failed = [seat for seat in control.seats if audit(seat.transcript, said)]
     # With fewer, the number of the log's top is enough to tell some of them.
-    assert failed if own < LOST else names(failed) == names(told), "numbers alone do, and this proves nothing"
+    enough = bool(failed) if own < LOST else names(failed) == names(told)
+    assert enough, f"numbers alone do, and this proves nothing: {names(failed)} go wrong where {names(told)} should"
     return Finding(
         f"{LOST} events lost, {own} numbers given out twice before the switch",
         f"{len(told)} of {len(real.seats)} told of the fork; by numbers only {len(failed)} of {len(control.seats)} go wrong",
@@ -299,7 +302,7 @@ async def rejoin(real: Audience, control: Audience, new: Bus) -> None:
     await new.publish(line("end", 0), id=LAST)
     async with asyncio.timeout(30):
         await asyncio.gather(*(seat.read(to=LAST) for seat in real.seats))
-        await asyncio.gather(*(seat.read_until_quiet() for seat in control.seats))
+        await asyncio.gather(*(seat.read_while_it_lasts(to=LAST) for seat in control.seats))
 
 
 AT_ONCE = {"repl_diskless_sync_delay": 0}
