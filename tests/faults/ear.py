@@ -64,7 +64,7 @@ async def watch(bus: Bus) -> None:
         now = time.monotonic()
         worst_s = max(worst_s, now - due)
         if turn % SAMPLE_EVERY == 0:
-            say("sample", late_s=worst_s, cpu_s=time.process_time())
+            say("sample", late_s=worst_s, cpu_s=time.process_time(), connected=bus.status().connected)
             worst_s = 0.0
         if bus.status().connected != connected:
             connected = not connected

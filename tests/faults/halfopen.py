@@ -59,6 +59,9 @@ class Ear:
         self.said("heard")
         return len(self.transcript.items) >= count
 
+    def is_settled(self, since_s: float) -> bool:
+        return any(each["connected"] for each in self.said("sample", since_s)[-1:])
+
     def noticed(self, since_s: float) -> float | None:
         """After how many seconds it knew: it says so itself, or connects anew."""
         known = [float(each["at_s"]) for what in ("lost", "subscribes") for each in self.said(what, since_s)]
@@ -96,6 +99,11 @@ class House:
         ears = [ear for ear in self.ears if ear is not but]
         wait_until(lambda: all(ear.has_heard(self.spoken) for ear in ears), "all to hear everything", timeout)
 
+    def settle(self) -> None:
+        """Wait until all are quietly connected: one that is just looking into the log says that it is not."""
+        now_s = time.monotonic()
+        wait_until(lambda: all(ear.is_settled(now_s) for ear in self.ears), "all to be connected", 10)
+
     def enter_in_the_books(self) -> None:
         self._world.audit(
             [ear.transcript for ear in self.ears], Said().branch([name_of("ann", n) for n in range(self.spoken)])
@@ -115,6 +123,7 @@ def half_open(world: LiveWorld) -> Finding:
         wire, far, why = lay_wire(world, house, stack)
         house.speak(20)
         house.all_hear(20)
+        house.settle()
 
         broken_s = time.monotonic()
         if wire is not None:
@@ -160,6 +169,7 @@ def hung_server(world: LiveWorld) -> Finding:
         house.add("of a server that hangs", world.server.url, [])
         house.speak(20)
         house.all_hear(20)
+        house.settle()
 
         broken_s = time.monotonic()
         world.server.freeze()
