@@ -53,8 +53,7 @@ class Runtime:
             self.loop.call(self._resources.open(), BOOT_S)
             self._bus.bind(bindings())
             # A server that comes back empty knows no bindings, and publishers would queue work for nobody.
-            broker.lease.when_forgotten = lambda: self._bus.bind(bindings())
-            broker.lease.start()
+            broker.lease.start(when_forgotten=lambda: self._bus.bind(bindings()))
         except BaseException as error:
             self.stop(broker)
             if not isinstance(error, Exception):

@@ -17,7 +17,8 @@ from dramatiq import Consumer, MessageProxy
 
 from bus import BusUnavailable
 from bus.store.base import Settlement, Taken
-from workers.broker.lease import GATHER, Lease, Wish
+from workers.broker.books import GATHER, Wish
+from workers.broker.lease import Lease
 from workers.broker.message import LaneMessage, open_job, undecodable
 
 __all__ = ["LaneConsumer"]

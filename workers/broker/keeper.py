@@ -1,0 +1,92 @@
+"""The keeper: one thread that beats. It renews the lease, names the jobs still held, and moves due work on time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from bus import BusError
+from bus.store.base import Beat
+from workers.broker.bell import Bell
+from workers.broker.books import Books
+
+__all__ = ["Keeper"]
+
+BEAT_S = 1.0
+"""The longest time between two beats; a lease outlives several."""
+RETRY_S = 0.5
+MAX_LOST = 5
+"""Leases that may run out under a job before it counts as poison."""
+
+log = logging.getLogger("callboard.workers")
+
+
+class Keeper:
+    """``keep`` is its thread's work."""
+
+    def __init__(self, books: Books, bell: Bell, lease_ms: int, due: threading.Event, ending: threading.Event) -> None:
+        self.when_forgotten: Callable[[], None] | None = None
+        self._books = books
+        self._bell = bell
+        self._lease_ms = lease_ms
+        self._due = due
+        self._ending = ending
+        self._away = False
+        self._known = False
+
+    def keep(self) -> None:
+        """Beat until the end; at once when ``due`` is set."""
+        self._away = self._known = False
+        while not self._ending.is_set():
+            try:
+                beat = self._beat()
+            except BusError as error:
+                if not self._away:
+                    log.warning("the lease could not be renewed, trying on: %s", error)
+                self._away, rest_s = True, RETRY_S
+            else:
+                if self._away:
+                    log.info("the lease is renewed again")
+                self._away = False
+                self._tell(beat)
+                if beat.forgotten:
+                    self._be_known_again()
+                self._known = True
+                rest_s = BEAT_S if beat.next_due_ms is None else min(BEAT_S, beat.next_due_ms / 1000)
+            self._due.wait(rest_s)
+            self._due.clear()
+
+    def _beat(self) -> Beat:
+        books = self._books
+        with books.changed:
+            books.abandon_the_gone()
+            stuck = books.withdraw_the_stuck()
+            ticket, unanswered, held = books.statement()
+            serves = self._bell.serves()
+        if stuck:
+            books.exchange()
+        return books.store().beat(
+            books.worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered
+        )
+
+    def _tell(self, beat: Beat) -> None:
+        if beat.recovered > beat.buried:
+            again = beat.recovered - beat.buried
+            log.warning("%d job(s) of workers whose leases ran out can be taken again", again)
+        if beat.buried:
+            log.error(
+                "%d job(s) under which %d workers died went to the dead letters: "
+                "'callboard dead list --error poison' shows them",
+                beat.buried,
+                MAX_LOST,
+            )
+
+    def _be_known_again(self) -> None:
+        if self._known:
+            log.warning("the store had forgotten this worker: its lease had run out, or the server has lost its data")
+        if self.when_forgotten is not None:
+            try:
+                self.when_forgotten()
+            except BusError as error:
+                log.warning("the handlers could not be bound again: %s", error)
