@@ -45,12 +45,16 @@ class Job(NamedTuple):
 
 
 class Take(NamedTuple):
-    """A wish for at most ``limit`` jobs of these handlers on this queue, under this ticket (higher at each take)."""
+    """A wish for at most ``limit`` jobs of these handlers on this queue, under this ticket (higher at each take).
+
+    ``most`` says how many of each handler at the most, in their order; nothing there means ``limit`` for each.
+    """
 
     ticket: int
     queue: str
     handlers: tuple[str, ...]
     limit: int
+    most: tuple[int, ...] = ()
 
 
 class Taken(NamedTuple):

@@ -67,6 +67,23 @@ def check_handlers_share_a_take(store: Store) -> None:
     assert second == [b"1.%d" % n for n in range(2, 8)], f"where one has nothing the other gets all: {second}"
 
 
+def check_a_take_brings_no_more_of_a_handler_than_it_may(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"few 1", b"few 2", b"few 3", handler="few", priority=0)
+    enqueue(store, b"many 1", b"many 2", b"many 3", handler="many")
+    enqueue(store, b"none", handler="none")
+    for handler in ("few", "many", "none"):
+        store.wait([f"q|{handler}"], 0)
+
+    wish = worker.wish(5, handlers=("few", "many", "none"))._replace(most=(2, 5, 0))
+    came = bodies(store.exchange(worker.name, (), [wish]).taken)
+
+    assert came == [b"few 1", b"few 2", b"many 1", b"many 2", b"many 3"], (
+        f"two of the first were allowed, and came {came}"
+    )
+    assert store.wait(["q|few"], 0).rang == "q|few", "nobody was told of what a handler's limit left"
+
+
 def check_higher_priorities_come_first(store: Store) -> None:
     worker = Worker(store)
     enqueue(store, b"low", priority=2)

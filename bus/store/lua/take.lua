@@ -5,8 +5,8 @@
 -- when it holds nothing, the suspect.
 --
 -- KEYS  1 prefix
--- ARGV  1 worker, 2 ticket, 3 limit, 4 lease ms for a worker that has none yet (0: it is handed nothing), 5 queue, then the
---       handlers
+-- ARGV  1 worker, 2 ticket, 3 limit, 4 lease ms for a worker that has none yet (0: it is handed nothing), 5 queue, then for
+--       each handler its name and how many of it at the most
 -- Answer {the queue for which the worker is set apart or "", then for each job: job|priority|lost|handler|key, body, notes}
 
 local worker, ticket, room, queue = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
@@ -16,12 +16,12 @@ if lease == 0 and not call('ZSCORE', P .. 'workers', worker) then return { '' } 
 
 local jobs, from, records = {}, {}, {}
 
-local handlers, wanted, paused = {}, {}, {}
+local handlers, left, paused = {}, {}, {} -- left: how many more of each
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
-for i = 6, #ARGV do
+for i = 6, #ARGV, 2 do
   if not paused[queue] and not paused[queue .. '|' .. ARGV[i]] then
     handlers[#handlers + 1] = ARGV[i]
-    wanted[ARGV[i]] = true
+    left[ARGV[i]] = tonumber(ARGV[i + 1])
   end
 end
 
@@ -39,6 +39,7 @@ end
 
 local function hand_out(job, prio, handler, key)
   room = room - 1
+  left[handler] = left[handler] - 1
   jobs[#jobs + 1] = job
   from[#from + 1] = { prio, handler, key }
   records[#records + 1] = job
@@ -59,7 +60,7 @@ local function stand_apart()
   local found = false
   for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
     local job, prio, of, handler, key = unpack_suspect(member)
-    if of == queue and wanted[handler] then
+    if of == queue and (left[handler] or 0) > 0 then
       if found then
         ring(queue .. '|' .. handler) -- the next suspect is for the next idle worker
       elseif call('EXISTS', held) == 0 then
@@ -87,7 +88,7 @@ for prio = 0, 2 do
     found = false
     local share = math.ceil(room / #handlers)
     for _, handler in ipairs(handlers) do
-      local n = math.min(share, room)
+      local n = math.min(share, room, left[handler])
       local entries = n > 0 and call('LPOP', P .. 'ready:' .. queue .. '|' .. handler .. '|' .. prio, n) or {}
       for _, entry in ipairs(entries or {}) do
         take_entry(prio, handler, entry)
@@ -98,14 +99,14 @@ for prio = 0, 2 do
 end
 
 -- Whoever fills up with work left over passes the wake-up on.
-if room == 0 then
-  for _, handler in ipairs(handlers) do
-    for prio = 0, 2 do
+for _, handler in ipairs(handlers) do
+  for prio = 0, 2 do
+    if room == 0 or left[handler] == 0 then
       if call('EXISTS', P .. 'ready:' .. queue .. '|' .. handler .. '|' .. prio) == 1 then ring(queue .. '|' .. handler) end
     end
   end
-  ring_all()
 end
+ring_all()
 if #jobs == 0 then return { apart and queue or '' } end
 
 if lease > 0 then call('ZADD', P .. 'workers', 'NX', now_ms() + lease, worker) end

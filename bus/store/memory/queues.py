@@ -139,9 +139,10 @@ class Queues:
         """Priority by priority, and within one, a turn for each handler that is not paused; or a suspect, alone."""
         if self._is_apart(worker):
             return []
-        running = [one for one in wish.handlers if not self._paused & {wish.queue, f"{wish.queue}|{one}"}]
-        wish = wish._replace(handlers=tuple(running))
-        taken = self._stand_apart(worker, wish)
+        most = zip(wish.handlers, wish.most or (wish.limit,) * len(wish.handlers), strict=True)
+        left = {one: n for one, n in most if not self._paused & {wish.queue, f"{wish.queue}|{one}"}}
+        wish = wish._replace(handlers=tuple(left))
+        taken = self._stand_apart(worker, wish._replace(handlers=tuple(one for one, n in left.items() if n)))
         if worker in self._apart:
             wish = wish._replace(limit=len(taken))
         for priority in range(PRIORITIES):
@@ -150,13 +151,13 @@ class Queues:
                 found = False
                 share = -(-(wish.limit - len(taken)) // len(wish.handlers))
                 for handler in wish.handlers:
-                    got = self._pop(
-                        worker, wish, Route(wish.queue, handler, priority), min(share, wish.limit - len(taken))
-                    )
+                    some = min(share, wish.limit - len(taken), left[handler])
+                    got = self._pop(worker, wish, Route(wish.queue, handler, priority), some)
+                    left[handler] -= len(got)
                     taken += got
                     found = found or bool(got)
-        if len(taken) == wish.limit:
-            self._pass_on(wish)
+        full = len(taken) == wish.limit
+        self._pass_on(wish.queue, [one for one, n in left.items() if full or not n])
         if taken:
             self._leases.setdefault(worker, lease_ends_ms)
         return taken
@@ -217,11 +218,11 @@ class Queues:
         if not self._held.get(worker):
             self._apart.pop(worker, None)
 
-    def _pass_on(self, wish: Take) -> None:
+    def _pass_on(self, queue: str, handlers: Iterable[str]) -> None:
         """Whoever fills up with work left over passes the wake-up on."""
-        for handler in wish.handlers:
-            if any(self._ready.get(Route(wish.queue, handler, priority)) for priority in range(PRIORITIES)):
-                self._ring(f"{wish.queue}|{handler}")
+        for handler in handlers:
+            if any(self._ready.get(Route(queue, handler, priority)) for priority in range(PRIORITIES)):
+                self._ring(f"{queue}|{handler}")
 
     def settle(self, worker: str, settlement: Settlement, now_ms: int) -> bool:
         """End one delivery; ``False`` where the worker does not hold that job under that ticket."""

@@ -235,7 +235,9 @@ def take(worker: str, lease_ms: int, wish: Take) -> Call[tuple[str, list[Taken]]
     def taken(answer: Sequence[Any]) -> tuple[str, list[Taken]]:
         return answer[0].decode(), [_taken(wish, *answer[at : at + 3]) for at in range(1, len(answer), 3)]
 
-    return Call(script("take"), (worker, wish.ticket, wish.limit, lease_ms, wish.queue, *wish.handlers), taken)
+    most = wish.most or (wish.limit,) * len(wish.handlers)
+    handlers = [part for pair in zip(wish.handlers, most, strict=True) for part in pair]
+    return Call(script("take"), (worker, wish.ticket, wish.limit, lease_ms, wish.queue, *handlers), taken)
 
 
 def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
