@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -31,18 +30,17 @@ class App:
 
     Without a ``bus`` it makes one from the environment (``BUS_URL``, ``REDIS_URL``, else memory). ``broker`` is a
     ``dramatiq.Broker`` for plain actors as well; with a bus in memory it is a ``StubBroker``. ``concurrency`` bounds how
-    many async handlers run at once in a process; each of them holds one of the worker's threads as well.
+    many async handlers and actors run at once in a process. They run on its event loop and hold no thread.
     """
 
     def __init__(self, bus: Bus | None = None, *, concurrency: int = 1000) -> None:
-        if concurrency < 1:
-            raise InvalidHandler("concurrency= is a number from 1 up")
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise InvalidHandler("concurrency= is a whole number from 1 up")
         self.bus = bus if bus is not None else Bus()
         self.handlers: dict[str, Handler] = {}
         self._lifespans: list[Lifespan] = []
         self._runtime = Runtime(self.bus, self._lifespans)
-        self._places = threading.BoundedSemaphore(concurrency)
-        self.broker: LaneBroker = make_broker(self.bus, stack(self._runtime, self._bindings))
+        self.broker: LaneBroker = make_broker(self.bus, stack(self._runtime, self._bindings), concurrency=concurrency)
 
     def __repr__(self) -> str:
         return f"<App on {self.bus!r} with {len(self.handlers)} handlers>"
@@ -56,6 +54,7 @@ class App:
         priority: Priority = "normal",
         order: Literal["strict", "loose"] = "strict",
         name: str | None = None,
+        max_concurrent: int | None = None,
         **options: Any,
     ) -> Callable[[F], F]:
         """Declare a handler of these event types: ``@app.on(PostCreated, topics="agent:**", key="agent_id")``.
@@ -64,7 +63,8 @@ class App:
         ``async``. ``topics`` are patterns; ``key`` names the field whose value is the lane: events with the same value
         are handled one at a time, first in first out; while one waits for its retry, its lane waits (``order="strict"``) or
         lets later ones pass (``"loose"``). ``name`` defaults to ``module.function`` and must stay the same
-        across deploys. Other options are Dramatiq's (``max_retries``, ``min_backoff``, ``time_limit``, ``throws`` ...).
+        across deploys. ``max_concurrent`` bounds how many of its jobs each worker process has in hand at once; the others
+        are left to other processes, and hold up nobody. Other options are Dramatiq's (``max_retries``, ``min_backoff``, ``time_limit``, ``throws`` ...).
 
         The function is returned as it is, so tests may call it. Raises :class:`~workers.errors.InvalidHandler`.
         """
@@ -75,6 +75,8 @@ class App:
             if order not in ("strict", "loose"):
                 raise InvalidHandler("order= is 'strict' or 'loose'")
             options["order"] = order
+            if max_concurrent is not None:
+                options["max_concurrent"] = max_concurrent
             handler = make_handler(
                 function, types, name=name, topics=topics, key=key, queue=queue, priority=priority, options=options
             )
@@ -119,30 +121,32 @@ class App:
         """What Dramatiq calls: reads the event and calls the handler. Its argument is the envelope's text."""
 
         def run(text: str) -> Any:
-            job = CURRENT.get()
-            envelope = job.envelope if job is not None and job.envelope is not None else _decode(text)
-            event = _read(envelope)
-            attempt = job.attempt if job is not None else 1
-            steps = StepLedger(self.bus, job.taken.job if job is not None else None)
-            ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps)
-            arguments = (event, ctx) if handler.wants_context else (event,)
-            if not handler.is_async:
-                try:
-                    return handler.function(*arguments)
-                finally:
-                    ctx.settled_sync()
+            ctx, arguments = self._read(handler, text)
+            try:
+                return handler.function(*arguments)
+            finally:
+                ctx.settled_sync()
 
-            async def call() -> Any:
-                try:
-                    return await handler.function(*arguments)
-                finally:
-                    await ctx.settled()
+        async def run_async(text: str) -> Any:
+            ctx, arguments = self._read(handler, text)
+            try:
+                return await handler.function(*arguments)
+            finally:
+                await ctx.settled()
 
-            with self._places:
-                return self._runtime.loop.run(call())
+        runner = run_async if handler.is_async else run
+        runner.__module__, runner.__name__ = handler.function.__module__, handler.function.__name__
+        return runner
 
-        run.__module__, run.__name__ = handler.function.__module__, handler.function.__name__
-        return run
+    def _read(self, handler: Handler, text: str) -> tuple[Context, tuple[Any, ...]]:
+        """The context of the job at hand, and what its handler is called with."""
+        job = CURRENT.get()
+        envelope = job.envelope if job is not None and job.envelope is not None else _decode(text)
+        event = _read(envelope)
+        attempt = job.attempt if job is not None else 1
+        steps = StepLedger(self.bus, job.taken.job if job is not None else None)
+        ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps)
+        return ctx, (event, ctx) if handler.wants_context else (event,)
 
 
 def _decode(text: str) -> Envelope:

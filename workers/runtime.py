@@ -2,7 +2,7 @@
 
 ::
 
-    boot:  bus -> event loop -> the bus's side on it -> lifespans, in order -> bindings -> lease -> work
+    boot:  bus -> event loop -> the bus's side on it -> lifespans, in order -> bindings -> lease -> stage -> work
     stop:  quiet (take no more) -> work ends -> async work past the grace is cancelled -> lease (settle, hand back) -> lifespans, in reverse -> the bus's side
            (connections closed, listeners ended) -> event loop (tasks cancelled) -> bus
 
@@ -15,11 +15,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from dramatiq import Worker
+
 from bus import Bus
 from bus.bindings import Binding
 from workers.broker import LaneBroker
 from workers.errors import BootFailed
-from workers.loop import WorkerLoop
+from workers.loop import Stage, WorkerLoop
 from workers.resources import Lifespan, Resources
 
 __all__ = ["Runtime"]
@@ -36,12 +38,13 @@ class Runtime:
 
     def __init__(self, bus: Bus, lifespans: Sequence[Lifespan]) -> None:
         self.loop = WorkerLoop()
+        self.stage = Stage(self.loop)
         self.stopping = False
         self._bus = bus
         self._lifespans = lifespans
         self._resources: Resources | None = None
 
-    def start(self, broker: LaneBroker, bindings: Callable[[], Iterable[Binding]]) -> None:
+    def start(self, broker: LaneBroker, worker: Worker, bindings: Callable[[], Iterable[Binding]]) -> None:
         """Open everything. Raises :class:`~workers.errors.BootFailed`, with the cause behind it, and leaves nothing open."""
         if self._resources is not None:
             return
@@ -54,6 +57,7 @@ class Runtime:
             self._bus.bind(bindings())
             # A server that comes back empty knows no bindings, and publishers would queue work for nobody.
             broker.lease.start(when_forgotten=lambda: self._bus.bind(bindings()))
+            self.stage.open(broker, worker)
         except BaseException as error:
             self.stop(broker)
             if not isinstance(error, Exception):
@@ -69,6 +73,7 @@ class Runtime:
         """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
         self.quiet(broker)
         self._end_running(broker)
+        self.stage.close()
         broker.close()
         resources, self._resources = self._resources, None
         if resources is not None:
@@ -83,10 +88,7 @@ class Runtime:
         """Past the grace, async handlers are cancelled, and settled (handed back), before the lease is given up."""
         if self._resources is None or not broker.lease.running():
             return
-        try:
-            self.loop.call(self.loop.cancel_running(CANCEL_S), CANCEL_S + 1)
-        except Exception:
-            log.exception("the running handlers could not be cancelled; going on")
+        self.stage.cancel(CANCEL_S)
         deadline = time.monotonic() + 1
         while broker.lease.running() and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-SUITES = {"queue": "publishing, draining, idling: beside Dramatiq's stock RedisBroker"}
+SUITES = {
+    "queue": "publishing, draining, idling: beside Dramatiq's stock RedisBroker",
+    "async": "thousands of handlers that wait: beside Dramatiq's AsyncIO and other task queues",
+}
+MODULES = {"async": "waiting_suite"}
+"""Suites whose names cannot be those of modules."""
 
 
 def main(arguments: list[str]) -> int:
@@ -13,7 +18,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m tests.benchmarks SUITE ...\n")
         print("\n".join(f"  {name:10} {what}" for name, what in SUITES.items()))
         return 2
-    suite = import_module(f"tests.benchmarks.{arguments[0]}")
+    suite = import_module(f"tests.benchmarks.{MODULES.get(arguments[0], arguments[0])}")
     suite.main(arguments[1:])
     return 0
 

@@ -26,9 +26,9 @@ class Noted(Event, type="bench.noted", version=1):
     sent_ns: int = 0
 
 
-def app_on(url: str, namespace: str) -> App:
+def app_on(url: str, namespace: str, concurrency: int = 1000) -> App:
     """Ours, as it comes."""
-    return App(Bus(url, namespace=namespace))
+    return App(Bus(url, namespace=namespace), concurrency=concurrency)
 
 
 def redis_broker(url: str, namespace: str) -> RedisBroker:

@@ -241,7 +241,7 @@ def test_a_queue_without_an_actor_costs_nothing_and_wakes_for_its_first(app: App
     done: list[int] = []
     app.broker.declare_queue("later")
     with working(app) as worker:
-        wait_until(lambda: getattr(worker.consumers["later"].consumer, "_drained", False), "its consumer to rest")
+        wait_until(lambda: getattr(worker.consumers["later"].consumer, "_hopes", None) == set(), "its consumer to rest")
 
         @dramatiq.actor(broker=app.broker, queue_name="later")
         def actor(n: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from dramatiq.middleware import Middleware
@@ -16,7 +16,7 @@ from bus.testing.store_checks import Worker
 from tests.waiting import wait_until
 from tests.workers.running import working
 from workers import App
-from workers.broker.room import AHEAD_S, Room
+from workers.broker.room import AHEAD_S, Room, Rooms
 
 
 class Asked(Event, type="test.asked", version=1):
@@ -63,18 +63,87 @@ def test_a_queue_without_hope_leaves_its_share_to_others() -> None:
     assert (room.share("busy"), room.share("idle")) == (4, 2)
 
 
-def test_a_worker_set_apart_has_no_room_until_it_holds_nothing() -> None:
-    room = Room()
-    room.enter("a", 8, always)
-    room.enter("b", 8, always)
-    room.fill("b")
-    room.apart_for = "a"
+class Named(NamedTuple):
+    """What a room asks of its staff: async handlers are called so here, and limited ones say how many."""
 
-    assert (room.share("a"), room.share("b"), room.soon) == (0, 0, False)
-    room.free("b")
-    assert (room.share("a"), room.share("b"), room.soon) == (4, 0, False)
-    room.leave("a")
-    assert (room.share("b"), room.soon) == (4, True)
+    def handlers_of(self, queue: str) -> tuple[str, ...]:
+        return (f"sync of {queue}", f"async of {queue}")
+
+    def is_async(self, handler: str) -> bool:
+        return handler.startswith("async")
+
+    def limit_of(self, handler: str) -> int | None:
+        return int(handler.rpartition(" ")[2]) if "limited to" in handler else None
+
+
+def rooms_for(*queues: str, prefetch: int = 8, concurrency: int = 100) -> Rooms:
+    rooms = Rooms(Named(), concurrency)
+    for queue in queues:
+        rooms.threads.enter(queue, prefetch, always)
+        rooms.loop.enter(queue, prefetch, always)
+    return rooms
+
+
+def asked(rooms: Rooms, queue: str, *handlers: str) -> dict[str, int]:
+    """What would be taken, by handler (or handlers, where they share)."""
+    return {" & ".join(wish.handlers): wish.limit for wish in rooms.wishes(queue, handlers)}
+
+
+def test_a_worker_set_apart_has_no_room_until_it_holds_nothing_and_then_asks_in_one_take() -> None:
+    rooms = rooms_for("a", "b")
+    room = rooms.fill("b", "async of b")
+    rooms.apart_for = "a"
+
+    assert (asked(rooms, "a", "sync of a"), asked(rooms, "b", "sync of b")) == ({}, {})
+    assert rooms.wishes_soon("a", ["sync of a"]) == []
+    rooms.free(room, "b", "async of b")
+    assert asked(rooms, "a", "sync of a") == {"sync of a & async of a": 1}
+    assert asked(rooms, "b", "sync of b") == {}
+    rooms.leave("a")
+    assert asked(rooms, "b", "sync of b") == {"sync of b": 4}
+
+
+def test_threads_and_loop_take_nothing_from_each_other() -> None:
+    rooms = rooms_for("a")
+    both = ("sync of a", "async of a")
+
+    assert asked(rooms, "a", *both) == {"sync of a": 4, "async of a": 100}
+    for _ in range(4):
+        rooms.fill("a", "sync of a")
+    assert asked(rooms, "a", *both) == {"async of a": 100}
+    for _ in range(100):
+        rooms.fill("a", "async of a")
+    rooms.free(rooms.threads, "a", "sync of a")
+    assert asked(rooms, "a", *both) == {"sync of a": 1}
+
+
+def test_a_handler_at_its_limit_is_not_asked_for_and_others_are() -> None:
+    rooms = rooms_for("a")
+    limited, free = "async limited to 2", "async of a"
+
+    (wish,) = rooms.wishes("a", (limited, free))
+    assert (wish.handlers, wish.limit, wish.most) == ((limited, free), 100, (2, 100))
+    rooms.promise([wish])
+    assert (rooms.wishes("a", (limited, free)), rooms.admits(limited)) == ([], False)
+    rooms.promise([wish], kept=True)
+    rooms.fill("a", limited)
+    room = rooms.fill("a", limited)
+    assert asked(rooms, "a", limited, free) == {free: 98}
+    assert (rooms.admits(limited), rooms.admits(free)) == (False, True)
+    rooms.free(room, "a", limited)
+    assert asked(rooms, "a", limited) == {limited: 1}
+
+
+def test_two_queues_never_have_more_on_the_loop_than_it_has_places() -> None:
+    rooms = rooms_for("a", "b", concurrency=10)
+
+    first = rooms.wishes("a", ["async of a"])
+    rooms.serve(first)
+    rooms.promise(first)
+    second = rooms.wishes("b", ["async of b"])
+    rooms.promise(second)
+
+    assert sum(wish.limit for wish in first + second) <= 10
 
 
 def test_quick_work_is_fetched_ahead() -> None:
@@ -279,7 +348,7 @@ def test_a_busy_worker_finishes_before_it_takes_a_suspect(bus: Bus) -> None:
         bus.publish_sync(Asked(n=100), topics=["other"])
         wait_until(lambda: log == ["begun"], "the worker to be busy")
         bus.store.resume("default")
-        wait_until(lambda: app.broker.lease.room.apart_for == "default", "the worker to be set apart")
+        wait_until(lambda: app.broker.lease.rooms.apart_for == "default", "the worker to be set apart")
         bus.publish_sync(Asked(n=101), topics=["other"])
         assert log == ["begun"]
         release.set()

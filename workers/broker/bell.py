@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from bus import BusError
 from bus.store.base import Take, Taken, Woken
-from workers.broker.books import Books, Wish
+from workers.broker.books import Books
+from workers.broker.room import Wish
+from workers.broker.staff import Staff
 
 __all__ = ["Bell", "Waiter"]
 
 REST_S = 5.0
 """How long the bell rests on the server at a time."""
 RETRY_S = 0.5
-MOST_TAKES = 4
-"""Queues for which the bell takes as it is woken; with more of them it only rings, for each take is tried at each ring."""
+MOST_TAKES = 8
+"""With more takes than these the bell only rings, for each is tried at each ring."""
 
 log = logging.getLogger("callboard.workers")
 
@@ -28,11 +30,8 @@ log = logging.getLogger("callboard.workers")
 class Waiter(Protocol):
     """A consumer, as the bell knows it."""
 
-    def waits(self) -> int:
-        """How many jobs it would be glad of, having found its queue empty; 0 where a ring would tell it nothing.
-
-        Under ``changed``.
-        """
+    def waits(self) -> list[Wish]:
+        """What it would be glad of, of the handlers for which it found nothing. Under ``changed``."""
 
     def bring(self, taken: Sequence[Taken]) -> None:
         """Jobs that the bell took for it. On the bell's thread, not under ``changed``."""
@@ -44,12 +43,12 @@ class Bell:
     def __init__(
         self,
         books: Books,
-        handlers_of: Callable[[str], Sequence[str]],
+        staff: Staff,
         due: threading.Event,
         ending: threading.Event,
     ) -> None:
         self._books = books
-        self._handlers_of = handlers_of
+        self._staff = staff
         self._due = due
         self._ending = ending
         self._waiters: dict[str, Waiter] = {}
@@ -67,7 +66,7 @@ class Bell:
 
     def serves(self) -> list[str]:
         """What this process takes work for: ``queue|handler``. Under ``changed``."""
-        return [f"{queue}|{handler}" for queue in self._waiters for handler in self._handlers_of(queue)]
+        return [f"{queue}|{handler}" for queue in self._waiters for handler in self._staff.handlers_of(queue)]
 
     def clear(self) -> None:
         """No consumer is left. Under ``changed``."""
@@ -80,9 +79,9 @@ class Bell:
             return True
         return False
 
-    def awaits(self, queue: str) -> bool:
-        """Whether the bell rests on this queue right now."""
-        return queue in self._awake_for
+    def awaits(self, queue: str, handlers: Iterable[str]) -> bool:
+        """Whether the bell rests on these handlers' work right now."""
+        return all(f"{queue}|{handler}" in self._awake_for for handler in handlers)
 
     def ring(self, *queues: str) -> None:
         """There may be work for these queues."""
@@ -98,14 +97,14 @@ class Bell:
             except Exception:
                 log.exception("the bell stumbled, and goes on")
                 self._ending.wait(RETRY_S)
-                self.ring(*self._awake_for)
+                self._ring_all()
 
     def _rest(self) -> None:
         """Rest on the wake-ups until one rings, and hand on what came of it."""
         books = self._books
         takes = self._wishes()
-        self._awake_for = frozenset(take.queue for take in takes)
         names = [f"{take.queue}|{handler}" for take in takes for handler in take.handlers]
+        self._awake_for = frozenset(names)
         tried = takes if len(takes) <= MOST_TAKES else []
         try:
             woken = books.store().wait(["$due", f"@{books.worker}", *names], REST_S, books.worker, tried)
@@ -115,47 +114,48 @@ class Bell:
         except BusError:
             books.end(takes)
             self._ending.wait(RETRY_S)
-            self.ring(*self._awake_for)  # what was rung meanwhile rang for others, or for nobody
+            self._ring_all()  # what was rung meanwhile rang for others, or for nobody
         finally:
             books.end(takes)  # however it ended: a ticket left open would keep what it took from going back
 
     def _wishes(self) -> list[Take]:
-        """What to rest on, and to take there. A queue without room leaves its ring to another process."""
+        """What to rest on, and to take there. A handler without room leaves its ring to another process."""
         with self._books.changed:
-            waiting = [] if self._books.quiet else [(queue, waiter.waits()) for queue, waiter in self._waiters.items()]
-            return [
-                self._books.take(Wish(queue, handlers, room))
-                for queue, room in waiting
-                if room and (handlers := tuple(self._handlers_of(queue)))
-            ]
+            waiters = [] if self._books.quiet else list(self._waiters.values())
+            return [self._books.take(wish) for waiter in waiters for wish in waiter.waits()]
 
     def _hand_on(self, woken: Woken, takes: Sequence[Take], tried: Sequence[Take]) -> None:
         """Bring the consumers what was taken for them, and ring where there may be more."""
-        brought: list[tuple[Waiter, list[Taken]]] = []
-        returned: list[Taken] = []
-        with self._books.changed:
-            waiters = {take.queue: self._waiters.get(take.queue) for take in takes if not self._books.quiet}
-            glad = {queue: waiter for queue, waiter in waiters.items() if waiter is not None and waiter.waits()}
-            if tried:
-                self._books.receive(woken)
-            self._books.end(takes)
+        books, brought = self._books, dict[str, list[Taken]]()
+        with books.changed:
+            waiters = {} if books.quiet else dict(self._waiters)
+            kept, refused = books.receive_unasked(woken, waiters) if tried else ([], [])
+            books.end(takes)
             for take in takes:
-                taken = [one for one in woken.taken if one.route.queue == take.queue]
-                rang = woken.rang is not None and woken.rang.partition("|")[0] == take.queue
-                if take.queue not in glad:
-                    returned += taken
-                    continue
-                brought.append((glad[take.queue], taken))
-                if len(taken) == take.limit or (rang and not taken) or woken.apart == take.queue:
+                jobs = [one for one in kept if one.ticket == take.ticket]
+                brought.setdefault(take.queue, []).extend(jobs)
+                if take.queue in waiters and (len(jobs) == take.limit or woken.apart == take.queue):
                     self.ring(take.queue)
-            self._books.refuse(returned)
-        for waiter, taken in brought:
-            waiter.bring(taken)  # which never raises for what was taken
-        rang_in_vain = (
-            woken.rang is not None and woken.rang.partition("|")[0] in {take.queue for take in takes} - glad.keys()
-        )
-        if returned or rang_in_vain:
-            self._pass_on(woken.rang if rang_in_vain else None)
+            in_vain = not woken.taken and self._rang_in_vain(woken.rang, waiters)
+            books.hand_back([(one.job, one.ticket) for one in refused])
+        for queue, some in brought.items():
+            if some:
+                waiters[queue].bring(some)  # which never raises for what was taken
+        if refused or in_vain:
+            self._pass_on(woken.rang if in_vain else None)
+
+    def _rang_in_vain(self, rang: str | None, waiters: Collection[str]) -> bool:
+        """Ring, or say that nobody here has use for it. Under ``changed``."""
+        queue, bar, handler = (rang or "").partition("|")
+        if not bar:
+            return False  # not for work
+        if queue not in waiters or not self._books.rooms.admits(handler):
+            return True
+        self.ring(queue)
+        return False
+
+    def _ring_all(self) -> None:
+        self.ring(*{name.partition("|")[0] for name in self._awake_for})
 
     def _pass_on(self, ring: str | None) -> None:
         """The room was taken, or the worker is to be quiet: what has come is for another process."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from bus import BusError
 from bus.store.base import Exchange, Settlement, Store, Take, Taken, Woken
-from workers.broker.room import Room
+from workers.broker.room import Room, Rooms, Wish
+from workers.broker.staff import Staff
 
-__all__ = ["GATHER", "Books", "Statement", "Wish"]
+__all__ = ["GATHER", "Books", "Doer", "Statement"]
 
 GATHER = 64
 """Settlements that go at once; fewer wait a moment for company."""
@@ -27,12 +28,11 @@ STUCK_S = 1.0
 log = logging.getLogger("callboard.workers")
 
 
-class Wish(NamedTuple):
-    """What a consumer asks for."""
+class Doer(Protocol):
+    """Who works on a job: a thread, or what runs a coroutine."""
 
-    queue: str
-    handlers: tuple[str, ...]
-    limit: int
+    def is_alive(self) -> bool:
+        """Whether it will come to an end of the job yet, and settle it."""
 
 
 class Statement(NamedTuple):
@@ -49,27 +49,29 @@ class _Holding:
 
     ticket: int
     queue: str
+    handler: str
+    room: Room
     since: float
-    thread: threading.Thread | None = None
+    doer: Doer | None = None
     """Who works on it, once it has begun."""
 
 
 class Books:
     """``changed`` guards them; the methods that say so are called under it."""
 
-    def __init__(self, store: Callable[[], Store], worker: str) -> None:
+    def __init__(self, store: Callable[[], Store], worker: str, staff: Staff, concurrency: int) -> None:
         self.worker = worker
         self.store = store
         self.changed = threading.Condition()
         """Notified when something rang, was settled or is ending; guards what the consumers share."""
         self.quiet = False
         """Whether it has stopped taking."""
-        self.room = Room()
+        self.rooms = Rooms(staff, concurrency)
         """How much may be taken. Under ``changed``."""
         self._settlements: list[Settlement] = []
         self._held: dict[str, _Holding] = {}
         self._open: dict[str, _Holding] = {}  # of those, what is not settled yet
-        self._at_work: dict[threading.Thread, str] = {}
+        self._at_work: dict[Doer, str] = {}
         self._uncertain: set[str] = set()
         self._tickets = 0
         self._open_tickets: set[int] = set()
@@ -79,18 +81,18 @@ class Books:
 
     # -- working -------------------------------------------------------------------------------------------------------
 
-    def begin(self, job: str, ticket: int) -> bool:
-        """Note that the calling thread is about to run a job's handler; ``False`` where it was handed back meanwhile."""
-        thread = threading.current_thread()
+    def begin(self, job: str, ticket: int, doer: Doer) -> bool:
+        """Note who is about to run a job's handler; ``False`` where it was handed back meanwhile."""
         with self.changed:
-            left = self._at_work.get(thread)
+            left = self._at_work.get(doer)
             if left is not None:
                 self._abandon(left)
             holding = self._open.get(job)
             if holding is None or holding.ticket != ticket:
                 return False
-            holding.thread = thread
-            self._at_work[thread] = job
+            holding.doer = doer
+            holding.room.jammed = False
+            self._at_work[doer] = job
             return True
 
     def running(self) -> int:
@@ -99,14 +101,14 @@ class Books:
             return len(self._at_work)
 
     def abandon_the_gone(self) -> None:
-        """Let go of what threads had in hand that are gone. Under ``changed``."""
-        for thread, job in list(self._at_work.items()):
-            if not thread.is_alive():
+        """Let go of what threads or coroutines had in hand that are gone. Under ``changed``."""
+        for doer, job in list(self._at_work.items()):
+            if not doer.is_alive():
                 self._abandon(job)
 
     def _abandon(self, job: str) -> None:
-        """Let go of a job that was begun and never settled, for its thread is gone or does something else."""
-        log.error("job %s was left unsettled by its thread: it is handed back and runs again", job)
+        """Let go of a job that was begun and never settled, for whoever did it is gone or does something else."""
+        log.error("job %s was left unsettled: it is handed back and runs again", job)
         self.close_one(job, settled=False)
         self._held.pop(job, None)  # what a beat does not name goes back
 
@@ -115,23 +117,26 @@ class Books:
 
         Returns whether there was any. Under ``changed``.
         """
-        now = time.monotonic()
-        if not self._at_work or now - self.room.settled_at < STUCK_S:
-            return False
-        stuck = [
-            (job, one.ticket)
-            for job, one in self._open.items()
-            if one.thread is None and now - one.since >= STUCK_S and not self.room.chosen(one.queue)
-        ]
+        stuck = [job for room in (self.rooms.threads, self.rooms.loop) for job in self._stuck_in(room)]
         self.hand_back(stuck)
-        self.room.measure()
+        self.rooms.measure()
         return bool(stuck)
+
+    def _stuck_in(self, room: Room) -> list[tuple[str, int]]:
+        """What was not begun there for a while in which nothing was settled either."""
+        now = time.monotonic()
+        if now - room.settled_at < STUCK_S or not any(self._open[job].room is room for job in self._at_work.values()):
+            return []
+        waiting = [(job, one) for job, one in self._open.items() if one.room is room and one.doer is None]
+        stuck = [(job, one.ticket) for job, one in waiting if now - one.since >= STUCK_S and not room.chosen(one.queue)]
+        room.jammed = room.jammed or (bool(stuck) and room is self.rooms.loop)
+        return stuck
 
     def withdraw_the_rest(self) -> int:
         """Hand back all that has not begun. Returns how many jobs have, and are not settled. Under ``changed``."""
-        running = sum(holding.thread is not None for holding in self._open.values())
+        running = sum(holding.doer is not None for holding in self._open.values())
         if running:
-            rest = [(job, one.ticket) for job, one in self._open.items() if one.thread is None]
+            rest = [(job, one.ticket) for job, one in self._open.items() if one.doer is None]
             self._settlements += [Settlement(job, ticket, "back") for job, ticket in reversed(rest)]
         return running
 
@@ -141,7 +146,7 @@ class Books:
             self._held.clear()
             self._open.clear()
             self._at_work.clear()
-            self.room.clear()
+            self.rooms.clear()
             self.changed.notify_all()
 
     # -- settling ------------------------------------------------------------------------------------------------------
@@ -156,7 +161,7 @@ class Books:
             self.close_one(settlement.job)
             # Consumers sleep through the gathering: only what may change their minds is worth a switch of threads.
             waiting = len(self._settlements)
-            if waiting == 1 or waiting >= GATHER or self.room.load(queue) == 0:
+            if waiting == 1 or waiting >= GATHER or self.rooms.load(queue) == 0:
                 self.changed.notify_all()
 
     def hand_back(self, jobs: Sequence[tuple[str, int]]) -> None:
@@ -169,9 +174,9 @@ class Books:
         """Nobody works on it any more, or ever will. Under ``changed``."""
         holding = self._open.pop(job, None)
         if holding is not None:
-            self.room.free(holding.queue, settled=settled)
-            if holding.thread is not None and self._at_work.get(holding.thread) == job:
-                del self._at_work[holding.thread]
+            self.rooms.free(holding.room, holding.queue, holding.handler, settled=settled)
+            if holding.doer is not None and self._at_work.get(holding.doer) == job:
+                del self._at_work[holding.doer]
 
     @property
     def unsettled(self) -> int:
@@ -180,14 +185,14 @@ class Books:
 
     # -- the store -----------------------------------------------------------------------------------------------------
 
-    def exchange(self, wish: Wish | None = None) -> Exchange:
-        """Settle all that waits, and take. Blocks for a round trip.
+    def exchange(self, wishes: Sequence[Wish] = ()) -> Exchange:
+        """Settle all that waits, and take what was promised room for. Blocks for a round trip.
 
         Raises :class:`~bus.errors.BusUnavailable`; the settlements are then still waiting.
         """
         with self.changed:
             settlements, self._settlements = self._settlements, []
-            takes = [self.take(wish)] if wish is not None and not self.quiet else []
+            takes = [] if self.quiet else [self.take(wish) for wish in wishes]
         try:
             answer = (
                 self.store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
@@ -201,32 +206,47 @@ class Books:
             self._note(settlements, answer, asked=bool(takes))
             return answer
         finally:
-            self.end(takes)
+            with self.changed:
+                self.rooms.promise(wishes, kept=True)
+                self.end(takes)
 
     def take(self, wish: Wish) -> Take:
         """A wish with a ticket, which is open until :meth:`end`. Under ``changed``."""
         self._tickets += 1
         self._open_tickets.add(self._tickets)
-        return Take(self._tickets, *wish)
+        return Take(self._tickets, wish.queue, wish.handlers, wish.limit, wish.most)
 
     def end(self, takes: Iterable[Take]) -> None:
         """Whatever these takes got is known by now, or lost. Safe twice."""
         with self.changed:
             self._open_tickets.difference_update(take.ticket for take in takes)
 
-    def receive(self, answer: Exchange | Woken) -> None:
+    def receive(self, answer: Exchange) -> None:
         """Note what was taken. Under ``changed``."""
         for taken in answer.taken:
-            self.close_one(taken.job, settled=False)  # ours before, and lost: it came back to us
-            self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, taken.route.queue, time.monotonic())
-            self.room.fill(taken.route.queue)
-        if answer.apart != self.room.apart_for:
-            self.room.apart_for = answer.apart
+            self._hold(taken)
+        self._stand_apart(answer.apart)
+
+    def _hold(self, taken: Taken) -> None:
+        self.close_one(taken.job, settled=False)  # ours before, and lost: it came back to us
+        queue, handler, _ = taken.route
+        room = self.rooms.fill(queue, handler)
+        self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, queue, handler, room, time.monotonic())
+
+    def _stand_apart(self, queue: str) -> None:
+        if queue != self.rooms.apart_for:
+            self.rooms.apart_for = queue
             self.changed.notify_all()
 
-    def refuse(self, taken: Sequence[Taken]) -> None:
-        """Hand back at once what was taken in vain. Under ``changed``."""
-        self.hand_back([(one.job, one.ticket) for one in taken])
+    def receive_unasked(self, answer: Woken, queues: Collection[str]) -> tuple[list[Taken], list[Taken]]:
+        """As :meth:`receive`, some time after it was asked for: what may stay, and what has no place (any more)."""
+        kept, refused = list[Taken](), list[Taken]()
+        for taken in answer.taken:
+            fits = taken.route.queue in queues and self.rooms.admits(taken.route.handler)
+            (kept if fits else refused).append(taken)
+            self._hold(taken)
+        self._stand_apart(answer.apart)
+        return kept, refused
 
     def statement(self) -> Statement:
         """What the next beat tells the store. Under ``changed``."""

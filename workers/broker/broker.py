@@ -24,6 +24,7 @@ from bus.store.base import Store
 from workers.broker.consumer import LaneConsumer
 from workers.broker.lease import Lease
 from workers.broker.message import LaneMessage, job_of
+from workers.broker.staff import Staff
 from workers.broker.view import QueueView
 from workers.errors import InvalidHandler
 
@@ -42,7 +43,9 @@ class LaneBroker(Broker):
     letters_in_sight = 100
     """How many of a queue's ``dead_letters`` are kept here: a worker inside a server must not gather them for ever."""
 
-    def __init__(self, bus: Bus, middleware: list[Middleware], *, fail_fast_default: bool = True) -> None:
+    def __init__(
+        self, bus: Bus, middleware: list[Middleware], *, concurrency: int = 1000, fail_fast_default: bool = True
+    ) -> None:
         self.bus = bus
         self.fail_fast_default = fail_fast_default
         self.owns_process = False
@@ -50,7 +53,8 @@ class LaneBroker(Broker):
         self.usual_prefetch: int | None = None
         """What the worker prefetches where nobody has chosen a number."""
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
-        self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.handlers_of)
+        self.staff = Staff()
+        self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.staff, concurrency)
         self._unsure: dict[str, str] = {}  # message id -> id of the job that it may have become
         self._stack: tuple[Middleware, ...] = ()
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., None]]]] = {}
@@ -125,13 +129,14 @@ class LaneBroker(Broker):
             raise InvalidHandler(f"an actor's name has no '|', space or control character: rename {actor.actor_name!r}")
         if actor.options.get("throws") is not None:
             actor.options["throws"] = _exception_classes(actor.actor_name, actor.options["throws"])
+        self.staff.join(actor)
         super().declare_actor(actor)
         self.lease.ring(actor.queue_name)
         self.lease.refresh()
 
     def handlers_of(self, queue: str) -> tuple[str, ...]:
         """The actors that this process declares on a queue: it takes work for no others."""
-        return tuple(name for name, actor in list(self.actors.items()) if actor.queue_name == queue)
+        return self.staff.handlers_of(queue)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -250,24 +255,15 @@ class MemoryBroker(LaneBroker, StubBroker):
 
     letters_in_sight = sys.maxsize
 
-    def __init__(self, bus: Bus, middleware: list[Middleware], *, fail_fast_default: bool = True) -> None:
-        self._strangers: defaultdict[str, set[str]] = defaultdict(set)
-        super().__init__(bus, middleware, fail_fast_default=fail_fast_default)
-
     def put(self, message: Message[Any], due: str = "") -> None:
-        """As ever, and note whose actor is unknown: in memory no other process could do that work."""
-        if message.actor_name not in self.actors:
-            self._strangers[message.queue_name].add(message.actor_name)
-            self.lease.refresh()
-        super().put(message, due)
-
-    def handlers_of(self, queue: str) -> tuple[str, ...]:
-        """The actors declared on a queue, and those that messages were sent to in vain: Dramatiq's worker buries these.
+        """As ever, and take what is for an actor that nobody declared: Dramatiq's worker buries it.
 
         On Redis such a message waits for a process that knows its actor; in memory a test would wait for ever.
         """
-        strangers = list(self._strangers.get(queue, ()))
-        return (*super().handlers_of(queue), *(name for name in strangers if name not in self.actors))
+        if message.actor_name not in self.actors:
+            self.staff.expect(message.queue_name, message.actor_name)
+            self.lease.refresh()
+        super().put(message, due)
 
 
 def _exception_classes(actor: str, throws: Any) -> tuple[type[BaseException], ...]:
@@ -278,6 +274,7 @@ def _exception_classes(actor: str, throws: Any) -> tuple[type[BaseException], ..
     return found
 
 
-def make_broker(bus: Bus, middleware: list[Middleware]) -> LaneBroker:
+def make_broker(bus: Bus, middleware: list[Middleware], *, concurrency: int) -> LaneBroker:
     """The broker that fits a bus's mode."""
-    return MemoryBroker(bus, middleware) if bus.mode == "memory" else LaneBroker(bus, middleware)
+    kind = MemoryBroker if bus.mode == "memory" else LaneBroker
+    return kind(bus, middleware, concurrency=concurrency)

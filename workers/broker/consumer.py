@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from dramatiq import Consumer, MessageProxy
 
 from bus import BusUnavailable
-from bus.store.base import Settlement, Taken
-from workers.broker.books import GATHER, Wish
+from bus.store.base import Exchange, Settlement, Taken
+from workers.broker.books import GATHER
 from workers.broker.lease import Lease
 from workers.broker.message import LaneMessage, open_job, undecodable
+from workers.broker.room import Room, Wish
 
 __all__ = ["LaneConsumer"]
 
@@ -47,17 +49,18 @@ class LaneConsumer(Consumer):
     ) -> None:
         self._broker = broker
         self._lease = lease
-        self._room = lease.room
+        self._rooms = lease.rooms
         self._queue = queue
         self._timeout_s = timeout_ms / 1000
         self._buffer: deque[LaneMessage] = deque()
         self._caller: Any = None  # Dramatiq's ConsumerThread, once it has asked for a message
-        self._drained = False
-        self._deaf = False  # the bell did not listen for us, for there was no room: look for ourselves once there is
+        self._hopes = set(broker.handlers_of(queue))
+        """Handlers for which there may be work that the bell does not tell of: we look for ourselves, once there is room."""
         self._away = False
         self._turn = 0
         with lease.changed:
-            self._room.enter(queue, prefetch, lambda: not self._drained, exact=exact)
+            for room in (self._rooms.threads, self._rooms.loop):
+                room.enter(queue, prefetch, partial(self._hopes_for, room), exact=exact)
         lease.serve(queue, self)
 
     # -- what Dramatiq calls -------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ class LaneConsumer(Consumer):
         self.requeue(self._buffer)
         self._buffer.clear()
         with self._lease.changed:
-            self._room.leave(self._queue)
+            self._rooms.leave(self._queue)
         try:
             self._lease.exchange()
         except BusUnavailable as error:
@@ -97,11 +100,13 @@ class LaneConsumer(Consumer):
 
     # -- what the bell calls -------------------------------------------------------------------------------------------
 
-    def waits(self) -> int:
+    def waits(self) -> list[Wish]:
         if getattr(self._caller, "paused", False):
-            return 0
-        self._deaf = self._drained and not self._room.soon
-        return max(1, self._room.share(self._queue)) if self._drained and not self._deaf else 0
+            return []
+        drained = [handler for handler in self._in_turn() if handler not in self._hopes]
+        wishes = self._rooms.wishes_soon(self._queue, drained)
+        self._hopes.update(set(drained).difference(*(wish.handlers for wish in wishes)))
+        return wishes
 
     def bring(self, taken: Sequence[Taken]) -> None:
         messages = [message for one in taken if (message := self._opened(one)) is not None]
@@ -123,56 +128,89 @@ class LaneConsumer(Consumer):
     def _settle(self, settlement: Settlement) -> None:
         self._lease.settle(self._queue, settlement)
 
-    def _share(self) -> int:
-        """How many jobs it would take now. Under ``changed``."""
-        if self._lease.quiet or (self._drained and not self._deaf):
-            return 0
-        return self._room.share(self._queue)
+    def _hopes_for(self, room: Room) -> bool:
+        return any(self._rooms.of(handler) is room for handler in self._hopes)
+
+    def _in_turn(self) -> tuple[str, ...]:
+        """The handlers, each first in its turn."""
+        handlers = self._broker.handlers_of(self._queue)
+        turn = self._turn % len(handlers) if handlers else 0
+        return handlers[turn:] + handlers[:turn]
+
+    def _wishes(self) -> list[Wish]:
+        """What it would ask for now. Under ``changed``."""
+        if self._lease.quiet or not self._hopes:
+            return []
+        return self._rooms.wishes(self._queue, [handler for handler in self._in_turn() if handler in self._hopes])
+
+    def _heard(self) -> bool:
+        """Whether the bell has rung: then there may be work for any handler. Under ``changed``."""
+        rung = self._lease.has_rung(self._queue)
+        if rung:
+            self._hopes.update(self._broker.handlers_of(self._queue))
+        return rung
 
     def _await_reason(self, deadline: float) -> bool:
         """Wait until there is something to exchange; ``False`` if the time is over first."""
         lease = self._lease
         with lease.changed:
-            if lease.has_rung(self._queue):
-                self._drained = False
+            self._heard()
             gathering_until: float | None = None
             while not self._buffer:
-                wants = self._share()
-                if self._room.load(self._queue) == 0 and (wants or lease.unsettled):
+                wants = self._wishes()
+                if self._rooms.load(self._queue) == 0 and (wants or lease.unsettled):
                     return True
                 if lease.unsettled >= GATHER:
                     return True
                 now = time.monotonic()
                 if wants or lease.unsettled:
                     gathering_until = gathering_until or now + GATHER_S
-                    if now >= gathering_until or 2 * wants >= self._room.ahead:
+                    if now >= gathering_until or any(wish.urgent for wish in wants):
                         return True
                 left = min(deadline, gathering_until or deadline) - now
                 if left <= 0:
                     return False
                 lease.changed.wait(left)
-                if lease.has_rung(self._queue):
-                    self._drained = False
+                if self._heard():
                     gathering_until = time.monotonic()
             return False
 
     def _exchange(self) -> None:
         """Settle and take in one round trip, and open what was taken."""
-        wish = self._wish()
+        wishes = self._ask()
         try:
-            answer = self._lease.exchange(wish)
+            answer = self._lease.exchange(wishes)
         except BusUnavailable as error:
             self._wait_for_server(error)
             return
         if self._away:
             log.info("queue %r: the server is back", self._queue)
             self._away = False
-        if wish is not None:
-            self._drained = len(answer.taken) < wish.limit and not answer.apart
-            self._deaf = False
+        drained = self._learn(wishes, answer)
         self._buffer.extend(message for one in answer.taken if (message := self._opened(one)) is not None)
-        if self._drained and not self._lease.awaits(self._queue) and not self._lease.quiet:
+        if drained and not self._lease.awaits(self._queue, drained) and not self._lease.quiet:
             self._lease.refresh()
+
+    def _ask(self) -> list[Wish]:
+        """What it asks for; places are kept for it."""
+        with self._lease.changed:
+            self._rooms.measure()
+            wishes = self._wishes()
+            self._rooms.serve(wishes)
+            self._rooms.promise(wishes)
+        self._turn += 1
+        return wishes
+
+    def _learn(self, wishes: Sequence[Wish], answer: Exchange) -> set[str]:
+        """Give up hope for the handlers that had no more than they gave. Returns these."""
+        came = Counter(one.route.handler for one in answer.taken)
+        drained: set[str] = set()
+        for wish in wishes:
+            if not answer.apart and sum(came[handler] for handler in wish.handlers) < wish.limit:
+                drained.update(handler for handler, most in wish.limits if came[handler] < most)
+        with self._lease.changed:
+            self._hopes -= drained
+        return drained
 
     def _opened(self, one: Taken) -> LaneMessage | None:
         """A job as a message, or ``None`` for one that cannot be read: that goes to the dead letters."""
@@ -185,26 +223,11 @@ class LaneConsumer(Consumer):
             self._settle(undecodable(one, why))
             return None
 
-    def _wish(self) -> Wish | None:
-        """What to ask for, each handler first in its turn."""
-        with self._lease.changed:
-            self._room.measure()
-            limit = self._share()
-            if limit:
-                self._room.serve(self._queue)
-        handlers = self._broker.handlers_of(self._queue)
-        if not handlers:
-            self._drained = True  # an actor that is declared later rings
-        if not handlers or limit <= 0:
-            return None
-        self._turn += 1
-        turn = self._turn % len(handlers)
-        return Wish(self._queue, handlers[turn:] + handlers[:turn], limit)
-
     def _wait_for_server(self, error: BusUnavailable) -> None:
         """Dramatiq would throw a consumer away that raises; what is in flight is safer in this one."""
         if not self._away:
             log.warning("queue %r: %s; trying on", self._queue, error)
         self._away = True
-        self._drained = False
+        with self._lease.changed:
+            self._hopes.update(self._broker.handlers_of(self._queue))
         time.sleep(min(0.2, self._timeout_s))

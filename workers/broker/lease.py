@@ -21,14 +21,15 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bus import BusError, ids
 from bus.store.base import Exchange, Settlement, Store
 from workers.broker.bell import Bell, Waiter
-from workers.broker.books import Books, Wish
+from workers.broker.books import Books, Doer
 from workers.broker.keeper import Keeper
-from workers.broker.room import Room
+from workers.broker.room import Rooms, Wish
+from workers.broker.staff import Staff
 
 __all__ = ["Lease"]
 
@@ -40,13 +41,13 @@ log = logging.getLogger("callboard.workers")
 class Lease:
     """Make one for each process that works. ``start`` and ``close`` bear being called twice."""
 
-    def __init__(self, store: Callable[[], Store], lease_ms: int, handlers_of: Callable[[str], Sequence[str]]) -> None:
+    def __init__(self, store: Callable[[], Store], lease_ms: int, staff: Staff, concurrency: int) -> None:
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
-        self.books = Books(store, self.worker)
+        self.books = Books(store, self.worker, staff, concurrency)
         self.changed = self.books.changed
         self._due = threading.Event()
         self._ending = threading.Event()
-        self._bell = Bell(self.books, handlers_of, self._due, self._ending)
+        self._bell = Bell(self.books, staff, self._due, self._ending)
         self._keeper = Keeper(self.books, self._bell, lease_ms, self._due, self._ending)
         self._threads: tuple[threading.Thread, ...] = ()
 
@@ -124,13 +125,13 @@ class Lease:
     # -- taking and settling -------------------------------------------------------------------------------------------
 
     @property
-    def room(self) -> Room:
+    def rooms(self) -> Rooms:
         """How much may be taken. Under ``changed``."""
-        return self.books.room
+        return self.books.rooms
 
-    def begin(self, job: str, ticket: int) -> bool:
+    def begin(self, job: str, ticket: int, doer: Doer) -> bool:
         """As :meth:`Books.begin`."""
-        return self.books.begin(job, ticket)
+        return self.books.begin(job, ticket, doer)
 
     def running(self) -> int:
         """How many jobs have begun and are not settled."""
@@ -145,9 +146,9 @@ class Lease:
         """As :meth:`Books.settle`."""
         self.books.settle(queue, settlement)
 
-    def exchange(self, wish: Wish | None = None) -> Exchange:
+    def exchange(self, wishes: Sequence[Wish] = ()) -> Exchange:
         """As :meth:`Books.exchange`."""
-        return self.books.exchange(wish)
+        return self.books.exchange(wishes)
 
     # -- wake-ups ------------------------------------------------------------------------------------------------------
 
@@ -167,9 +168,9 @@ class Lease:
         """Whether work has come to a queue since it was last asked. Under ``changed``."""
         return self._bell.has_rung(queue)
 
-    def awaits(self, queue: str) -> bool:
-        """Whether the bell rests on this queue right now."""
-        return self._bell.awaits(queue)
+    def awaits(self, queue: str, handlers: Iterable[str]) -> bool:
+        """Whether the bell rests on these handlers' work right now."""
+        return self._bell.awaits(queue, handlers)
 
     def ring(self, queue: str) -> None:
         """There may be work for a queue."""

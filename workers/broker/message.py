@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from typing import Any
+from typing import Any, Protocol
 
 from dramatiq import Message, MessageProxy
 from dramatiq.errors import DecodeError
@@ -13,7 +13,7 @@ from dramatiq.errors import DecodeError
 from bus import BusError, Envelope, codec
 from bus.store.base import Job, Route, Settlement, Taken, Verdict
 
-__all__ = ["EVENT", "MESSAGE", "LaneMessage", "body_of", "open_job", "undecodable"]
+__all__ = ["EVENT", "MESSAGE", "LaneMessage", "Performing", "body_of", "open_job", "undecodable"]
 
 EVENT = b"e"
 MESSAGE = b"m"
@@ -25,6 +25,19 @@ KEPT_ATTEMPTS = 500
 KEPT_TEXT = 8_000
 UNJUDGED_RETRY_MS = 1_000
 MOST_UNJUDGED = 20
+
+
+class Performing(Protocol):
+    """What runs the coroutine of an async job."""
+
+    limit_s: float
+    """How long the coroutine may run; for the hooks before it to set."""
+
+    def is_alive(self) -> bool:
+        """Whether it will come to its end yet, and settle its job."""
+
+    def interrupt(self, reason: BaseException) -> None:
+        """Cancel the coroutine, from any thread; if it lets itself be cancelled, the outcome is ``reason``."""
 
 
 class LaneMessage(MessageProxy):
@@ -45,6 +58,8 @@ class LaneMessage(MessageProxy):
         self.holds_lane = True
         self.hand_back = False
         self.keep_exception = False
+        self.performance: Performing | None = None
+        """Where it is an async actor's: what runs its coroutine, from before the first hook on."""
         self.withdrawn = False
         """Whether it was handed back before it began: nobody is to do, or to settle it here."""
 

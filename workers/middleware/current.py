@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,9 +21,15 @@ CURRENT: ContextVar[LaneMessage | None] = ContextVar("callboard_job", default=No
 class CurrentJob(Middleware):
     """Tells the lease what runs, and sets :data:`CURRENT` and the cause of what is published, around each message."""
 
+    @property
+    def actor_options(self) -> set[str]:
+        """``max_concurrent``: how many jobs of an actor a process holds at once (see ``workers/broker/room.py``)."""
+        return {"max_concurrent"}
+
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage) and isinstance(broker, LaneBroker):
-            if not broker.lease.begin(message.taken.job, message.taken.ticket):
+            doer = message.performance or threading.current_thread()
+            if not broker.lease.begin(message.taken.job, message.taken.ticket, doer):
                 message.withdrawn = True
                 raise SkipMessage("it was handed back before it began")
             CURRENT.set(message)

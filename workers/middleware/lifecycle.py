@@ -57,7 +57,7 @@ class Lifecycle(Middleware):
             return
         broker.usual_prefetch = min(2 * worker.worker_threads, 65535)
         try:
-            self._runtime.start(broker, self._bindings)
+            self._runtime.start(broker, worker, self._bindings)
             if broker.owns_process and broker.bus.mode != "redis":  # the server was away, and the bus fell back
                 self._runtime.stop(broker)
                 raise MemoryWorker
@@ -66,6 +66,10 @@ class Lifecycle(Middleware):
                 log.critical("%s", error, exc_info=_worth_a_trace(error))
                 raise SystemExit(EXIT_BOOT) from None
             raise WorkerBootError(str(error)) from error
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        if isinstance(broker, LaneBroker):
+            self._runtime.stage.join_worker(worker)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LaneBroker):

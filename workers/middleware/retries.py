@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError as FutureCancelledError
 from typing import Any
 
 from dramatiq import Broker, MessageProxy
@@ -69,9 +68,8 @@ class LaneRetries(Retries):
             message.attempts.pop()  # not an attempt: nobody has tried
             message.retry_in_ms = LEFT_FOR_MS
             return
-        stopped = isinstance(exception, Shutdown | asyncio.CancelledError | FutureCancelledError)
-        if stopped and message.envelope is not None and isinstance(broker, LaneBroker) and broker.lease.quiet:
-            message.attempts.pop()  # the worker is stopping: another one begins the event anew, at once
+        if self._is_stopped(message, exception) and isinstance(broker, LaneBroker) and broker.lease.quiet:
+            message.attempts.pop()  # the worker is stopping: another one begins it anew, at once
             message.hand_back = True
             return
         if throws and isinstance(exception, throws):
@@ -94,6 +92,12 @@ class LaneRetries(Retries):
             log.warning("%s failed for good (%s) and goes to the dead letters", message, type(exception).__name__)
             message.fail()
             self._tell_exhausted(broker, message, options, retries)
+
+    def _is_stopped(self, message: LaneMessage, exception: BaseException) -> bool:
+        """Whether that is how work ends when its worker does. A plain message tells of a Shutdown as Dramatiq would."""
+        return isinstance(exception, asyncio.CancelledError) or (
+            isinstance(exception, Shutdown) and message.envelope is not None
+        )
 
     def _again(self, message: LaneMessage, options: dict[str, Any], retries: int, exception: BaseException) -> bool:
         retry_when = options.get("retry_when", self.retry_when)

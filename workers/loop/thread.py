@@ -1,19 +1,24 @@
 """The worker's event loop: one for each process, on a thread of its own.
 
-It is Dramatiq's own ``EventLoopThread``, so that its async actors and their time limits work on it, with two
-differences: the thread is a daemon (with a plain one, a boot that fails after it starts never exits), and it ends by
-cancelling what is left, so that every ``finally`` runs.
+It is Dramatiq's own ``EventLoopThread``, so that an async actor may still be called from a thread, with three
+differences: the thread is a daemon (with a plain one, a boot that fails after it starts never exits), it ends by
+cancelling what is left, so that every ``finally`` runs, and where uvloop is installed (``callboard[uvloop]``) the loop
+is one of uvloop's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
+
+from workers.loop.watch import Watch
 
 __all__ = ["WorkerLoop"]
 
@@ -22,29 +27,55 @@ T = TypeVar("T")
 log = logging.getLogger("callboard.workers")
 
 
+class _LoopThread(EventLoopThread):
+    """Dramatiq's, as a daemon, on the quickest loop there is."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.getLogger("dramatiq.asyncio"))  # it tells of its start at INFO
+        self.daemon = True
+        self.name = "callboard loop"
+        if find_spec("uvloop") is not None:
+            self.loop.close()
+            self.loop = import_module("uvloop").new_event_loop()
+
+
 class WorkerLoop:
     """Start and stop bear being called twice."""
 
     def __init__(self) -> None:
-        self._thread: EventLoopThread | None = None
-        self._running: set[asyncio.Task[Any]] = set()
+        self.watch = Watch()
+        self._thread: _LoopThread | None = None
+
+    @property
+    def lag_s(self) -> float:
+        """How long the loop has kept a waiting callback waiting, now or when it was last asked. From any thread."""
+        return self.watch.lag_s
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started."""
+        return self._thread is not None
 
     def start(self) -> None:
-        """Run the loop, and make it the one that Dramatiq's async actors use."""
+        """Run the loop, and make it the one that Dramatiq's async actors use when they are called."""
         if self._thread is None:
-            thread = EventLoopThread(logging.getLogger("dramatiq.asyncio"))  # it tells of its start at INFO
-            thread.daemon = True
-            thread.name = "callboard loop"
+            thread = _LoopThread()
             thread.start(timeout=5)
             set_event_loop_thread(thread)
             self._thread = thread
+            self.watch.start(thread.loop, thread)
+
+    def soon(self, act: Callable[..., object], *arguments: object) -> None:
+        """Have the loop call something. From any thread. Raises ``RuntimeError`` where there is none (any more)."""
+        self._running().loop.call_soon_threadsafe(act, *arguments)
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine on the loop, in the caller's context."""
-        if self._thread is None:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._running().loop)
+        except RuntimeError:
             work.close()
-            raise RuntimeError("the worker's event loop is not running")
-        return asyncio.run_coroutine_threadsafe(work, self._thread.loop)
+            raise
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Run a coroutine on the loop and wait for it; at the timeout it is cancelled and ``TimeoutError`` raised."""
@@ -55,36 +86,12 @@ class WorkerLoop:
             future.cancel()
             raise
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """As :meth:`call`, from a Dramatiq worker thread: its interrupts (time limit, shutdown) cancel the coroutine."""
-        if self._thread is None:
-            work.close()
-            raise RuntimeError("the worker's event loop is not running")
-        result: T = self._thread.run_coroutine(self._tracked(work))
-        return result
-
-    async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine that runs has one
-        self._running.add(task)
-        try:
-            return await work
-        finally:
-            self._running.discard(task)
-
-    async def cancel_running(self, timeout_s: float) -> None:
-        """Cancel the handlers that run, and give their ``finally`` blocks the time."""
-        running = set(self._running)
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=timeout_s)
-
     def stop(self, timeout_s: float) -> None:
         """Cancel whatever still runs on the loop, give its ``finally`` blocks the time, and end the thread."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
+        self.watch.stop()
         if get_event_loop_thread() is thread:
             set_event_loop_thread(None)
         try:
@@ -93,6 +100,11 @@ class WorkerLoop:
             log.error("a coroutine did not end within %.1f s of being cancelled and is left behind", timeout_s)
         thread.loop.call_soon_threadsafe(thread.loop.stop)
         thread.join(timeout_s)
+
+    def _running(self) -> _LoopThread:
+        if self._thread is None:
+            raise RuntimeError("the worker's event loop is not running")
+        return self._thread
 
 
 async def _cancel_all(timeout_s: float) -> None:

@@ -1,0 +1,147 @@
+"""Waiting handlers: one process, thousands of jobs that wait for something, as agents wait for models.
+
+The jobs are there when the worker starts. What is measured is the wall time until the last is done, the CPU time that the
+worker's process took for it, and how much its memory peaked above what it was when idle. Each system runs as many at once
+as the case says: on an event loop, or, with Dramatiq's AsyncIO middleware, on as many threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import dramatiq
+from dramatiq.middleware import AsyncIO
+
+from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
+from tests.benchmarks.systems import Countdown, Noted, app_on, fill_app, redis_broker, texts
+
+__all__ = ["LONG", "SHORT", "Meter"]
+
+TIMEOUT_S = 120.0
+
+
+class Meter:
+    """What the process took between :meth:`start` and :meth:`read`. Linux only: peaks are the kernel's."""
+
+    def start(self) -> None:
+        """Everything is set up, and the work begins."""
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        self._idle_kb = _status_kb("VmRSS")
+        self._cpu_s, self._wall_s = time.process_time(), time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Seconds, and MB above the start."""
+        wall_s, cpu_s = time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s
+        return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": (_status_kb("VmHWM") - self._idle_kb) / 1024}
+
+
+def _status_kb(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+# -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def wait_dramatiq(url: str, namespace: str, many: int, wait_s: float, concurrency: int) -> dict[str, float]:
+    """Dramatiq's broker with its AsyncIO middleware, and a thread for each coroutine."""
+    broker = redis_broker(url, namespace)
+    broker.add_middleware(AsyncIO())
+    return _wait_for_actor(broker, many, wait_s, threads=concurrency)
+
+
+def wait_actor(url: str, namespace: str, many: int, wait_s: float, concurrency: int) -> dict[str, float]:
+    """Our broker with an async actor."""
+    return _wait_for_actor(app_on(url, namespace, concurrency).broker, many, wait_s, threads=8)
+
+
+def _wait_for_actor(broker: dramatiq.Broker, many: int, wait_s: float, threads: int) -> dict[str, float]:
+    done = Countdown(many)
+
+    @dramatiq.actor(broker=broker)
+    async def noted(agent_id: str, text: str) -> None:
+        await asyncio.sleep(wait_s)
+        done.one()
+
+    for agent, text in texts(many):
+        noted.send(agent, text)
+    return _work(broker, done, threads)
+
+
+def wait_handler(url: str, namespace: str, many: int, wait_s: float, concurrency: int) -> dict[str, float]:
+    """Our broker with an async handler of events."""
+    app = app_on(url, namespace, concurrency)
+    done = Countdown(many)
+
+    @app.on(Noted)
+    async def noted(event: Noted) -> None:
+        await asyncio.sleep(wait_s)
+        done.one()
+
+    app.bind()
+    fill_app(app, many)
+    return _work(app.broker, done, threads=8)
+
+
+def _work(broker: dramatiq.Broker, done: Countdown, threads: int) -> dict[str, float]:
+    worker = dramatiq.Worker(broker, worker_threads=threads)
+    meter = Meter()
+    meter.start()
+    worker.start()
+    done.wait(TIMEOUT_S)
+    found = meter.read()
+    worker.stop(timeout=10_000)
+    broker.close()
+    return found
+
+
+# -- in the parent -----------------------------------------------------------------------------------------------------
+
+
+class Wait(NamedTuple):
+    """So many handlers that wait so long, so many of them at once."""
+
+    many: int
+    wait_s: float
+    concurrency: int
+    quick_many: int
+
+    @property
+    def works(self) -> tuple[Work, Work, Work]:
+        """What is measured of it."""
+        what = f"{self.many:,} x {self.wait_s:g} s, {self.concurrency:,} at once"
+        return tuple(Work(f"{what}: {name}", unit, more_is_better=False) for name, unit in NUMBERS)  # type: ignore[return-value]
+
+
+NUMBERS = (("wall", "s"), ("CPU", "s"), ("peak", "MB"))
+"""In the order in which a meter reads them."""
+LONG_WAIT = Wait(3_000, 2.0, 1_000, quick_many=1_000)
+SHORT_WAIT = Wait(2_000, 0.05, 512, quick_many=1_000)
+
+
+def _measured(bench: Bench, *, piece: Callable[..., dict[str, float]], wait: Wait) -> Numbers:
+    many = bench.many(wait.quick_many, wait.many)
+    found = bench.run(piece, many=many, wait_s=wait.wait_s, concurrency=wait.concurrency)
+    return dict(zip((work.name for work in wait.works), found.values(), strict=True))
+
+
+SYSTEMS: dict[str, Callable[..., dict[str, float]]] = {
+    BASELINE: wait_dramatiq,
+    "callboard, actor": wait_actor,
+    "callboard, handler": wait_handler,
+}
+
+
+def _family(wait: Wait) -> Family:
+    return Family(
+        wait.works, tuple(Case(system, partial(_measured, piece=piece, wait=wait)) for system, piece in SYSTEMS.items())
+    )
+
+
+LONG = _family(LONG_WAIT)
+SHORT = _family(SHORT_WAIT)

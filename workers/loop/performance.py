@@ -1,0 +1,175 @@
+"""One job of an async actor: hooks before it, the coroutine, hooks after it.
+
+::
+
+    hooks thread: before ──> loop: coroutine ──> hooks thread: after, settle
+                    └─ skipped, or failed already ───^
+
+Hooks may block, so they run on threads, and in the coroutine's own context: what a hook before sets in a context
+variable, the coroutine and the hooks after see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from dramatiq import Broker
+from dramatiq.errors import RateLimitExceeded, Retry
+from dramatiq.middleware import SkipMessage, TimeLimitExceeded
+from dramatiq.worker import has_results_middleware
+
+from workers.broker.message import LaneMessage
+
+__all__ = ["Performance"]
+
+log = logging.getLogger("callboard.workers")
+
+
+class Performance:
+    """Used by one thread at a time; :meth:`interrupt` alone is for everybody."""
+
+    __slots__ = (
+        "_broker",
+        "_context",
+        "_error",
+        "_function",
+        "_over",
+        "_reason",
+        "_result",
+        "_soon",
+        "_task",
+        "limit_s",
+        "message",
+    )
+
+    def __init__(
+        self,
+        broker: Broker,
+        message: LaneMessage,
+        function: Callable[..., Any],
+        soon: Callable[..., None],
+    ) -> None:
+        self.message = message
+        self.limit_s = float("inf")
+        """How long the coroutine may run."""
+        self._broker = broker
+        self._function = function
+        self._soon = soon
+        self._context = Context()
+        self._task: asyncio.Task[None] | None = None
+        self._reason: BaseException | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._over = False
+
+    def __repr__(self) -> str:
+        return f"<Performance of {self.message}>"
+
+    def is_alive(self) -> bool:
+        """Whether it will come to its end yet, and settle its job."""
+        return not self._over
+
+    # -- on a hooks thread ---------------------------------------------------------------------------------------------
+
+    def before(self) -> bool:
+        """The hooks before. Whether there is something to run: they may have skipped or failed the message."""
+        try:
+            self._context.run(self._broker.emit_before, "process_message", self.message)
+        except BaseException as error:  # noqa: BLE001 - it is the outcome
+            self._error = error
+            return False
+        return not self.message.failed
+
+    def after(self, settle: Callable[[LaneMessage], None]) -> None:
+        """The hooks after, and then the settling, whatever became of these."""
+        try:
+            self._context.run(self._tell)
+        finally:
+            try:
+                self._context.run(settle, self.message)
+            finally:
+                self.leave()
+
+    def leave(self) -> None:
+        """It is over; an exception that is kept would keep all that its frames hold."""
+        self._over = True
+        self.message.clear_exception()
+        self._error = self._result = self._reason = self._task = None
+
+    def _tell(self) -> None:
+        broker, message, error = self._broker, self.message, self._error
+        if isinstance(error, SkipMessage):
+            if message.failed:
+                message.stuff_exception(error)
+            log.warning("%s was skipped: %s", message, error)
+            broker.emit_after("skip_message", message)
+        elif error is not None:
+            message.stuff_exception(error)
+            if not isinstance(error, Retry | RateLimitExceeded) and not self._expected(error):
+                log.error("%s failed", message, exc_info=error)
+            broker.emit_after("process_message", message, exception=error)
+        else:
+            if self._result is not None and not message.options.get("pipe_target"):
+                self._warn_of_a_lost_result()
+            broker.emit_after("process_message", message, result=self._result)
+
+    def _expected(self, error: BaseException) -> bool:
+        actor = self._broker.actors.get(self.message.actor_name)
+        throws = self.message.options.get("throws") or (actor and actor.options.get("throws"))
+        return bool(throws and isinstance(error, throws))
+
+    def _warn_of_a_lost_result(self) -> None:
+        if not has_results_middleware(self._broker):
+            log.warning(
+                "%s returned something, and there is no Results middleware to keep it: it is lost", self.message
+            )
+
+    # -- on the loop ---------------------------------------------------------------------------------------------------
+
+    def play(self, loop: asyncio.AbstractEventLoop, done: Callable[[Performance], None]) -> None:
+        """Start the coroutine; ``done`` is called on the loop, once it has let go of the context."""
+        if self._reason is not None:  # interrupted before it began
+            self._error = self._reason
+            done(self)
+            return
+        timer: asyncio.TimerHandle | None = None
+        if self.limit_s < float("inf"):
+            timer = loop.call_later(self.limit_s, self._interrupt, TimeLimitExceeded())
+        self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
+        self._task.add_done_callback(lambda task: self._end(task, timer, done))
+
+    async def _act(self) -> None:
+        try:
+            self._result = await self._function(*self.message.args, **self.message.kwargs)
+        except BaseException as error:  # noqa: BLE001 - an exit would end the loop, and with it all the others
+            self._error = error
+
+    def interrupt(self, reason: BaseException) -> None:
+        """Cancel the coroutine, from any thread; if it lets itself be cancelled, the outcome is ``reason``. Safe twice."""
+        try:
+            self._soon(self._interrupt, reason)
+        except RuntimeError:
+            log.debug("%s cannot be interrupted: the event loop is closed", self.message)
+
+    def _interrupt(self, reason: BaseException) -> None:
+        if self._reason is None:
+            self._reason = reason
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(
+        self, task: asyncio.Task[None], timer: asyncio.TimerHandle | None, done: Callable[[Performance], None]
+    ) -> None:
+        if timer is not None:
+            timer.cancel()
+        if task.cancelled():  # before its first step
+            self._error = asyncio.CancelledError()
+        reason = self._reason
+        if isinstance(self._error, asyncio.CancelledError) and not isinstance(reason, asyncio.CancelledError | None):
+            reason.__cause__ = self._error  # it knows where the coroutine was
+            self._error = reason
+        done(self)

@@ -1,0 +1,79 @@
+"""Dramatiq's time limits and shutdown notifications, for coroutines as well.
+
+Dramatiq raises both in the thread of a message. A coroutine has none of its own: raised in the loop's thread, they would
+strike whatever runs there at that moment. Those of async jobs cancel the one coroutine they are meant for; threads are
+left to Dramatiq.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from dramatiq import Broker, MessageProxy, Worker, middleware
+from dramatiq.middleware import Shutdown
+
+from workers.broker.message import LaneMessage, Performing
+
+__all__ = ["ShutdownNotifications", "TimeLimit"]
+
+
+def _performance(message: MessageProxy) -> Performing | None:
+    return message.performance if isinstance(message, LaneMessage) else None
+
+
+class TimeLimit(middleware.TimeLimit):
+    """As Dramatiq's. An async job's limit is exact, and holds in embedded workers too (no thread has to watch it)."""
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        performance = _performance(message)
+        if performance is None:
+            super().before_process_message(broker, message)  # type: ignore[no-untyped-call]
+            return
+        actor = broker.get_actor(message.actor_name)
+        limit_ms = message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)
+        performance.limit_s = limit_ms / 1000
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        if _performance(message) is None:
+            super().after_process_message(broker, message, result=result, exception=exception)  # type: ignore[no-untyped-call]
+
+    after_skip_message = after_process_message
+
+
+class ShutdownNotifications(middleware.ShutdownNotifications):
+    """As Dramatiq's: an async job that asked for it is cancelled as soon as its worker is told to stop."""
+
+    def __init__(self, notify_shutdown: bool = False) -> None:  # noqa: FBT001, FBT002 - as its base's
+        super().__init__(notify_shutdown)
+        self._lock = threading.Lock()
+        self._to_tell: set[Performing] = set()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        super().before_worker_shutdown(broker, worker)  # type: ignore[no-untyped-call]
+        with self._lock:
+            to_tell = list(self._to_tell)
+        for performance in to_tell:
+            performance.interrupt(Shutdown())
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        performance = _performance(message)
+        if performance is None:
+            super().before_process_message(broker, message)  # type: ignore[no-untyped-call]
+        elif self.should_notify(broker.get_actor(message.actor_name), message):  # type: ignore[no-untyped-call]
+            with self._lock:
+                self._to_tell.add(performance)
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        performance = _performance(message)
+        if performance is None:
+            super().after_process_message(broker, message, result=result, exception=exception)  # type: ignore[no-untyped-call]
+            return
+        with self._lock:
+            self._to_tell.discard(performance)
+
+    after_skip_message = after_process_message
