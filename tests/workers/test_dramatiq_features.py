@@ -6,25 +6,20 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import dramatiq
 import pytest
-import redis
 from dramatiq import Message, QueueJoinTimeout, QueueNotFound, group
 from dramatiq.common import current_millis
 from dramatiq.middleware import CurrentMessage, GroupCallbacks, TimeLimitExceeded
-from dramatiq.rate_limits import ConcurrentRateLimiter, RateLimiterBackend
-from dramatiq.rate_limits.backends import RedisBackend as RedisLimits
-from dramatiq.rate_limits.backends import StubBackend as StubLimits
-from dramatiq.results import ResultBackend, ResultFailure, Results
-from dramatiq.results.backends import RedisBackend as RedisResults
-from dramatiq.results.backends import StubBackend as StubResults
+from dramatiq.rate_limits import ConcurrentRateLimiter
+from dramatiq.results import ResultFailure, Results
 
 from bus import Bus, Event
 from tests.leaks import threads_left, threads_now
-from tests.servers import Server
 from tests.waiting import wait_until
+from tests.workers.conftest import Backends
 from tests.workers.running import working
 from workers import App
 
@@ -33,11 +28,6 @@ QUICK: dict[str, Any] = {"min_backoff": 5, "max_backoff": 20}
 
 class Asked(Event, type="test.feature.asked", version=1):
     n: int
-
-
-class Backends(NamedTuple):
-    results: ResultBackend
-    limits: RateLimiterBackend
 
 
 @pytest.fixture
@@ -68,16 +58,6 @@ def boot(app: App, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Non
     yield lambda: app.broker.emit_after("process_boot")
     over.set()
     assert not threads_left(before)
-
-
-@pytest.fixture
-def backends(mode: str, start_server: Callable[..., Server]) -> Iterator[Backends]:
-    """Dramatiq's own, in the mode of the test; on a server of their own, for they name their keys as they like."""
-    if mode == "memory":
-        yield Backends(StubResults(), StubLimits())
-        return
-    with redis.Redis.from_url(start_server().url) as client:
-        yield Backends(RedisResults(client=client), RedisLimits(client=client))
 
 
 def ask(bus: Bus, n: int = 1) -> str:
