@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -264,16 +265,22 @@ class Stumbles(Middleware):
             about[-1].settlement = lambda: 1 / 0
 
 
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
 @pytest.mark.parametrize("fault", [Dies, Stumbles])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_a_thread_left_unsettled_is_handed_back(bus: Bus, fault: type[Middleware]) -> None:
+def test_what_a_thread_or_a_coroutine_left_unsettled_is_handed_back(
+    bus: Bus, fault: type[Middleware], kind: str
+) -> None:
     app = App(bus)
     done: list[int] = []
 
-    @app.on(Asked)
-    def handler(event: Asked) -> None:
+    def on_thread(event: Asked) -> None:
         done.append(event.n)
 
+    async def on_loop(event: Asked) -> None:
+        done.append(event.n)
+
+    app.on(Asked, name="handler")(on_thread if kind == "thread" else on_loop)
     app.broker.add_middleware(fault())
     with working(app, threads=2):
         bus.publish_sync(Asked(n=0))
@@ -299,27 +306,37 @@ def suspects(bus: Bus, app: App, n: int) -> list[Taken]:
     return taken
 
 
-def test_a_worker_does_a_suspect_alone_and_everything_else_beside(bus: Bus) -> None:
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_a_worker_does_a_suspect_alone_and_everything_else_beside(bus: Bus, kind: str) -> None:
     app = App(bus)
     lock = threading.Lock()
     running: set[int] = set()
     company: dict[int, set[int]] = {}
 
-    @app.on(Asked, name="handler")
-    def handler(event: Asked) -> None:
+    def begin(n: int) -> None:
         with lock:
-            running.add(event.n)
-            for n in running:
-                company.setdefault(n, set()).update(running - {n})
-            company[event.n].update(running - {event.n})
-        threading.Event().wait(0.002)
-        with lock:
-            running.discard(event.n)
+            running.add(n)
+            for each in running:
+                company.setdefault(each, set()).update(running - {each})
 
+    def on_thread(event: Asked) -> None:
+        begin(event.n)
+        threading.Event().wait(0.002)
+        running.discard(event.n)
+
+    async def on_loop(event: Asked) -> None:
+        begin(event.n)
+        await asyncio.sleep(0.002)
+        running.discard(event.n)
+
+    app.on(Asked, name="handler")(on_thread if kind == "thread" else on_loop)
     suspects(bus, app, 3)
+    # Beside the suspects' handler one of the other kind, so that the queue's work is asked for in two takes.
+    app.on(Asked, name="other", topics="other")(on_loop if kind == "thread" else on_thread)
+    app.bind()
     with working(app, threads=4):
         for n in range(3, 60):
-            bus.publish_sync(Asked(n=n))
+            bus.publish_sync(Asked(n=n), topics=["global"] if n % 2 else ["global", "other"])
         app.broker.join("default", timeout=20_000)
 
     assert sorted(company) == list(range(60))

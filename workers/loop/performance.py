@@ -109,7 +109,9 @@ class Performance:
             broker.emit_after("skip_message", message)
         elif error is not None:
             message.stuff_exception(error)
-            if not isinstance(error, Retry | RateLimitExceeded) and not self._expected(error):
+            if isinstance(self._reason, asyncio.CancelledError):
+                log.info("%s was cancelled: %s", message, self._reason)
+            elif not isinstance(error, Retry | RateLimitExceeded) and not self._expected(error):
                 log.error("%s failed", message, exc_info=error)
             broker.emit_after("process_message", message, exception=error)
         else:
