@@ -25,14 +25,21 @@ LONGEST_S = 180.0
 
 
 class Child:
-    """A piece that runs until it has answered, or until the end of its ``with``. After ``LONGEST_S`` it is killed."""
+    """A piece that runs until it has answered, or until the end of its ``with``. After ``LONGEST_S`` it is killed.
+
+    One that runs in another ``python`` is named, ``module:function``, for it may not be importable here.
+    """
 
     def __init__(
-        self, piece: Callable[..., Any], arguments: Mapping[str, Any], environ: Mapping[str, str] | None = None
+        self,
+        piece: Callable[..., Any] | str,
+        arguments: Mapping[str, Any],
+        environ: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> None:
-        self.name = f"{piece.__module__}:{piece.__qualname__}"
+        self.name = piece if isinstance(piece, str) else f"{piece.__module__}:{piece.__qualname__}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.child", self.name, json.dumps(arguments)],
+            [python, "-m", "tests.benchmarks.child", self.name, json.dumps(arguments)],
             cwd=ROOT,
             env=_environ() | dict(environ or {}),
             stdin=subprocess.PIPE,
@@ -63,9 +70,14 @@ class Child:
         return json.loads(line)
 
 
-def run(piece: Callable[..., Any], arguments: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Any:
+def run(
+    piece: Callable[..., Any] | str,
+    arguments: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> Any:
     """Run a piece in a child and return its answer."""
-    with Child(piece, arguments, environ) as child:
+    with Child(piece, arguments, environ, python) as child:
         return child.heard()
 
 

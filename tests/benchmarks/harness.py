@@ -171,8 +171,10 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
 
 
-def main(suite: str, families: Mapping[str, Family], arguments: Sequence[str]) -> None:
-    """The command line of a suite: measure, print the table, write the rows."""
+def main(
+    suite: str, families: Mapping[str, Family], arguments: Sequence[str], missing: Mapping[str, str] | None = None
+) -> None:
+    """The command line of a suite: measure, print the table, write the rows; say which systems are ``missing``, and why."""
     parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks {suite}")
     parser.add_argument("--quick", action="store_true", help="fewer messages, fewer tunings")
     parser.add_argument("--rounds", type=int, default=3, help="how often each case runs (3)")
@@ -186,5 +188,8 @@ def main(suite: str, families: Mapping[str, Family], arguments: Sequence[str]) -
     # Where the output is no terminal, rich would assume 80 columns and cut the names.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(_table(rows, title))
+    absent = [{"system": system, "missing": why} for system, why in (missing or {}).items()]
+    for one in absent:
+        console.print(f"not measured: {one['system']}: {one['missing']}")
     if options.json is not None:
-        options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1) + "\n")
+        options.json.write_text(json.dumps([*(row.as_json() for row in rows), *absent], indent=1) + "\n")

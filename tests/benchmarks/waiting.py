@@ -8,41 +8,23 @@ as the case says: on an event loop, or, with Dramatiq's AsyncIO middleware, on a
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import dramatiq
 from dramatiq.middleware import AsyncIO
 
+from tests.benchmarks import child
 from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
+from tests.benchmarks.meter import Meter
+from tests.benchmarks.peers import PeerMissing, python_with
 from tests.benchmarks.systems import Countdown, Noted, app_on, fill_app, redis_broker, texts
 
-__all__ = ["LONG", "SHORT", "Meter"]
+__all__ = ["families"]
 
 TIMEOUT_S = 120.0
-
-
-class Meter:
-    """What the process took between :meth:`start` and :meth:`read`. Linux only: peaks are the kernel's."""
-
-    def start(self) -> None:
-        """Everything is set up, and the work begins."""
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-        self._idle_kb = _status_kb("VmRSS")
-        self._cpu_s, self._wall_s = time.process_time(), time.perf_counter()
-
-    def read(self) -> dict[str, float]:
-        """Seconds, and MB above the start."""
-        wall_s, cpu_s = time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s
-        return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": (_status_kb("VmHWM") - self._idle_kb) / 1024}
-
-
-def _status_kb(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 # -- in the child ------------------------------------------------------------------------------------------------------
@@ -124,24 +106,42 @@ LONG_WAIT = Wait(3_000, 2.0, 1_000, quick_many=1_000)
 SHORT_WAIT = Wait(2_000, 0.05, 512, quick_many=1_000)
 
 
-def _measured(bench: Bench, *, piece: Callable[..., dict[str, float]], wait: Wait) -> Numbers:
-    many = bench.many(wait.quick_many, wait.many)
-    found = bench.run(piece, many=many, wait_s=wait.wait_s, concurrency=wait.concurrency)
+def _measured(bench: Bench, *, piece: Callable[..., dict[str, float]] | str, python: str, wait: Wait) -> Numbers:
+    load = {"many": bench.many(wait.quick_many, wait.many), "wait_s": wait.wait_s, "concurrency": wait.concurrency}
+    found = child.run(piece, bench.fresh() | load, python=python)
     return dict(zip((work.name for work in wait.works), found.values(), strict=True))
 
 
-SYSTEMS: dict[str, Callable[..., dict[str, float]]] = {
+OURS: dict[str, Callable[..., dict[str, float]]] = {
     BASELINE: wait_dramatiq,
     "callboard, actor": wait_actor,
     "callboard, handler": wait_handler,
 }
+PEERS = {
+    "taskiq, stream": ("taskiq", ["taskiq", "taskiq-redis", "uvloop"]),
+    "FastStream, stream": ("faststream", ["faststream[redis]", "uvloop"]),
+    "arq": ("arq", ["arq", "uvloop"]),
+}
+"""Each with its module in ``peers``, and what is to be installed for it: the newest there is."""
 
 
-def _family(wait: Wait) -> Family:
-    return Family(
-        wait.works, tuple(Case(system, partial(_measured, piece=piece, wait=wait)) for system, piece in SYSTEMS.items())
-    )
+def families() -> tuple[dict[str, Family], dict[str, str]]:
+    """The works, with the peers that could be installed; and which could not, and why."""
+    systems: dict[str, tuple[Callable[..., dict[str, float]] | str, str]] = {
+        system: (piece, sys.executable) for system, piece in OURS.items()
+    }
+    missing: dict[str, str] = {}
+    for system, (name, requirements) in PEERS.items():
+        try:
+            systems[system] = f"tests.benchmarks.peers.{name}_waiting:wait", python_with(name, requirements)
+        except PeerMissing as why:
+            missing[system] = str(why)
+    return {name: _family(wait, systems) for name, wait in (("long", LONG_WAIT), ("short", SHORT_WAIT))}, missing
 
 
-LONG = _family(LONG_WAIT)
-SHORT = _family(SHORT_WAIT)
+def _family(wait: Wait, systems: Mapping[str, tuple[Callable[..., dict[str, float]] | str, str]]) -> Family:
+    cases = [
+        Case(system, partial(_measured, piece=piece, python=python, wait=wait))
+        for system, (piece, python) in systems.items()
+    ]
+    return Family(wait.works, tuple(cases))
