@@ -1,4 +1,4 @@
-"""FastStream on a Redis stream with a consumer group."""
+"""FastStream on a Redis stream with a consumer group, a hundred records a read: the best of several sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wait(url: str, namespace: str, many: int, wait_s: float, concurrency: int) -
             for agent, text in work.load():
                 await producer.publish({"agent_id": agent, "text": text}, stream=namespace)
 
-        sub = StreamSub(namespace, group="workers", consumer="one", last_id="0", max_records=concurrency)
+        sub = StreamSub(namespace, group="workers", consumer="one", last_id="0", max_records=100)
 
         @broker.subscriber(stream=sub, max_workers=concurrency)
         async def noted(agent_id: str, text: str) -> None:
