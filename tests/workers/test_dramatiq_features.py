@@ -302,8 +302,9 @@ def test_the_current_message_is_known_on_threads_and_on_the_loop(app: App, bus: 
     assert CurrentMessage.get_current_message() is None
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
 def test_prometheus_counts_what_was_done_and_what_was_tried_again(
-    app: App, bus: Bus, boot: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    app: App, bus: Bus, boot: Callable[[], None], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     pytest.importorskip("prometheus_client")
     from dramatiq.middleware.prometheus import Prometheus  # noqa: PLC0415 - it needs what may be missing
@@ -313,12 +314,15 @@ def test_prometheus_counts_what_was_done_and_what_was_tried_again(
     app.broker.add_middleware(prometheus)
     tried: list[int] = []
 
-    @app.on(Asked, name="handler", **QUICK)
-    def handler(event: Asked) -> None:
+    def on_thread(event: Asked) -> None:
         tried.append(event.n)
         if len(tried) == 1:
             raise RuntimeError("again")
 
+    async def on_loop(event: Asked) -> None:
+        on_thread(event)
+
+    app.on(Asked, name="handler", **QUICK)(on_thread if kind == "sync" else on_loop)
     boot()
     with working(app):
         ask(bus)

@@ -109,6 +109,7 @@ class Books:
     def _abandon(self, job: str) -> None:
         """Let go of a job that was begun and never settled, for whoever did it is gone or does something else."""
         log.error("job %s was left unsettled: it is handed back and runs again", job)
+        self._open[job].room.jammed = False  # there may be nothing else that could be done
         self.close_one(job, settled=False)
         self._held.pop(job, None)  # what a beat does not name goes back
 

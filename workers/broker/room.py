@@ -60,7 +60,7 @@ class Room:
         self.settled_at = time.monotonic()
         """When a job was last settled."""
         self.jammed = False
-        """Whether what was taken does not get begun: until something is, there is no room."""
+        """Whether what was taken does not get begun: until something is, or is done, there is no room."""
         self._size = size
         self._loads: Counter[str] = Counter()
         self._load = 0
@@ -125,6 +125,7 @@ class Room:
         if settled:
             self._settled += 1
             self.settled_at = time.monotonic()
+            self.jammed = False
 
     def promise(self, places: int) -> None:
         """Keep places for a take that is on its way, or give them back. Where the size is fixed, it is never exceeded."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from dramatiq import Broker
+from dramatiq import Broker, Worker
 from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import SkipMessage, TimeLimitExceeded
 from dramatiq.worker import has_results_middleware
@@ -44,15 +44,18 @@ class Performance:
         "_task",
         "limit_s",
         "message",
+        "worker",
     )
 
     def __init__(
         self,
         broker: Broker,
+        worker: Worker,
         message: LaneMessage,
         function: Callable[..., Any],
         soon: Callable[..., None],
     ) -> None:
+        self.worker = worker
         self.message = message
         self.limit_s = float("inf")
         """How long the coroutine may run."""
@@ -84,15 +87,23 @@ class Performance:
             return False
         return not self.message.failed
 
-    def after(self, settle: Callable[[LaneMessage], None]) -> None:
+    def after(self) -> None:
         """The hooks after, and then the settling, whatever became of these."""
+        consumer = self.worker.consumers[self.message.queue_name]
         try:
             self._context.run(self._tell)
         finally:
             try:
-                self._context.run(settle, self.message)
+                self._context.run(consumer.post_process_message, self.message)
             finally:
                 self.leave()
+
+    def hand_back(self) -> None:
+        """Instead of beginning it."""
+        try:
+            self.worker.consumers[self.message.queue_name].requeue_messages([self.message])
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """It is over; an exception that is kept would keep all that its frames hold."""

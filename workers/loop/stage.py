@@ -52,7 +52,8 @@ class Stage:
     def open(self, broker: LaneBroker, worker: Worker) -> None:
         """Be ready, and have the worker's queue leave async jobs to us. Before the worker has started its threads."""
         self._broker, self._worker = broker, worker
-        self._quiet = self.paused = False
+        self._quiet = self.paused = self._called = False
+        self._live, self._entering = set(), deque()  # an earlier worker may have left behind what would not end
         worker.work_queue = _WorkQueue(self)
         self._backstage.start()
 
@@ -98,17 +99,16 @@ class Stage:
 
     def begin(self, message: LaneMessage) -> None:
         """Run a job, at once. Never blocks."""
-        broker = self._broker
+        broker, worker = self._broker, self._worker
         function = broker.staff.coroutine_of(message.actor_name) if broker is not None else None
-        assert broker is not None  # noqa: S101 - is_for() said so
-        assert function is not None  # noqa: S101
-        performance = Performance(broker, message, function, self._loop.soon)
+        if broker is None or worker is None or function is None:
+            raise RuntimeError("the stage is closed, or this is nothing for it")
+        performance = Performance(broker, worker, message, function, self._loop.soon)
         message.performance = performance
         with self._changed:
             self._live.add(performance)
-            first = len(self._live) == 1
-        if first:
-            self._loop.watch.work(begins=True)
+            if len(self._live) == 1:
+                self._loop.watch.work(begins=True)
         if self.paused:
             self._waiting.append(performance)
         else:
@@ -128,7 +128,7 @@ class Stage:
     def _before(self, performance: Performance) -> None:
         """On a hooks thread."""
         if self._quiet:
-            self._finish(performance, lambda: self._hand_back(performance))
+            self._finish(performance, performance.hand_back)
         elif performance.before():
             self._entering.append(performance)
             if not self._called:  # one call brings all that are there by then
@@ -150,21 +150,9 @@ class Stage:
 
     def _after(self, performance: Performance) -> None:
         """On a hooks thread."""
-        self._finish(performance, lambda: performance.after(self._settle))
-
-    def _settle(self, message: LaneMessage) -> None:
-        if self._worker is not None:
-            self._worker.consumers[message.queue_name].post_process_message(message)
-
-    def _hand_back(self, performance: Performance) -> None:
-        try:
-            if self._worker is not None:
-                self._worker.consumers[performance.message.queue_name].requeue_messages([performance.message])
-        finally:
-            performance.leave()
+        self._finish(performance, performance.after)
 
     def _finish(self, performance: Performance, end: Callable[[], None]) -> None:
-        worker = self._worker
         try:
             end()
         finally:
@@ -173,8 +161,7 @@ class Stage:
                 if not self._live:
                     self._changed.notify_all()
                     self._loop.watch.work(begins=False)
-            if worker is not None:
-                worker.work_queue.task_done()
+            performance.worker.work_queue.task_done()
 
 
 class _WorkQueue(PriorityQueue[Any]):

@@ -33,23 +33,23 @@ class Watch:
         """The threshold, in seconds; changes count from the next check on."""
         self._busy = False
         self._look = threading.Event()
+        self._signed = threading.Event()
+        self._signed.set()  # nothing is waited for
         self._ending = False
-        self._asked_at = 0.0  # when the sign that is waited for was asked for, 0 where none is
+        self._asked_at = self._seen_at = time.monotonic()
         self._lag_s = 0.0
-        self._seen_at = time.monotonic()
         self._thread: threading.Thread | None = None
 
     @property
     def lag_s(self) -> float:
         """How late the last sign of life came, or how late the next one is already."""
-        asked_at = self._asked_at
-        return max(self._lag_s, time.monotonic() - asked_at) if asked_at else self._lag_s
+        return self._lag_s if self._signed.is_set() else max(self._lag_s, time.monotonic() - self._asked_at)
 
     def start(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread) -> None:
         """Watch a loop that runs on a thread."""
         if self._thread is None:
-            self._ending = False
-            self._asked_at, self._lag_s, self._seen_at = 0.0, 0.0, time.monotonic()
+            self._ending, self._lag_s = False, 0.0
+            self._signed.set()
             self._thread = threading.Thread(
                 target=self._keep, args=(loop, runs_on), name="callboard watch", daemon=True
             )
@@ -61,6 +61,7 @@ class Watch:
         if thread is not None:
             self._ending = True
             self._look.set()
+            self._signed.set()
             thread.join(1)
 
     def work(self, *, begins: bool) -> None:
@@ -70,34 +71,33 @@ class Watch:
             self._look.set()
 
     def _keep(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread) -> None:
-        told_of: str | None = None
         while not self._ending:
-            now = time.monotonic()
-            silent_s = now - self._seen_at
-            if not self._asked_at:
-                if told_of is not None:
-                    log.warning("%s blocked the event loop for %.2f s in all", told_of, self._lag_s)
-                    told_of = None
-                self._asked_at = now
-                try:
-                    loop.call_soon_threadsafe(self._sign)
-                except RuntimeError:
-                    return  # closed
-            elif told_of is None and silent_s >= self.blocked_s:
-                told_of = _in_the_way(loop)
-                log.warning("%s blocks the event loop, for %.2f s now, at %s", told_of, silent_s, _where(runs_on))
-            self._look.wait(self.blocked_s / CHECKS if self._busy or self._asked_at else IDLE_S)
-            if self._look.is_set():
-                self._look.clear()
-                if not self._asked_at:
-                    self._seen_at = time.monotonic()
+            self._signed.clear()
+            self._asked_at = time.monotonic()
+            try:
+                loop.call_soon_threadsafe(self._sign)
+            except RuntimeError:
+                return  # closed
+            # It may have been blocked already when we asked, but not for longer than we rest while there is work.
+            since = max(self._seen_at, self._asked_at - self.blocked_s / CHECKS)
+            if not self._signed.wait(max(0.0, since + self.blocked_s - time.monotonic())):
+                self._tell(loop, runs_on, since)
+            self._look.wait(self.blocked_s / CHECKS if self._busy else IDLE_S)
+            self._look.clear()
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread, since: float) -> None:
+        """Say who blocks the loop; and for how long, once it is over."""
+        who, where = _in_the_way(loop), _where(runs_on)
+        log.warning("%s blocks the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
+        self._signed.wait()
+        if not self._ending:
+            log.warning("%s blocked the event loop for %.2f s", who, self._seen_at - since)
 
     def _sign(self) -> None:
         """On the loop: it is alive."""
-        now = time.monotonic()
-        self._lag_s = now - self._asked_at
-        self._seen_at = now
-        self._asked_at = 0.0
+        self._seen_at = time.monotonic()
+        self._lag_s = self._seen_at - self._asked_at
+        self._signed.set()
 
 
 def _in_the_way(loop: asyncio.AbstractEventLoop) -> str:
