@@ -14,13 +14,15 @@ from functools import partial
 from typing import NamedTuple
 
 import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
 
 from tests.benchmarks import child
 from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
 from tests.benchmarks.meter import Meter
 from tests.benchmarks.peers import PeerMissing, python_with
-from tests.benchmarks.systems import Countdown, Noted, app_on, fill_app, redis_broker, texts
+from tests.benchmarks.systems import Countdown, Noted, app_on, fill_app, texts
 
 __all__ = ["families"]
 
@@ -32,7 +34,9 @@ TIMEOUT_S = 120.0
 
 def wait_dramatiq(url: str, namespace: str, many: int, wait_s: float, concurrency: int) -> dict[str, float]:
     """Dramatiq's broker with its AsyncIO middleware, and a thread for each coroutine."""
-    broker = redis_broker(url, namespace)
+    # With redis-py 8 a pool has 100 connections unless one says more, and each of so many threads wants its own.
+    client = redis.Redis.from_url(url, max_connections=2 * concurrency)
+    broker = RedisBroker(client=client, namespace=namespace)
     broker.add_middleware(AsyncIO())
     return _wait_for_actor(broker, many, wait_s, threads=concurrency)
 
