@@ -577,11 +577,13 @@ def test_a_coroutine_that_lives_through_its_time_limit_decides_its_outcome(app: 
 
 def test_what_outlasts_the_grace_is_cancelled_and_handed_back_to_the_heads_of_its_lanes(app: App, bus: Bus) -> None:
     story: list[str] = []
+    attempts: list[int] = []
     patient = threading.Event()
 
     @app.on(Asked, key="agent")
-    async def handler(event: Asked) -> None:
+    async def handler(event: Asked, ctx: Context) -> None:
         story.append(f"{event.agent} {event.n} begun")
+        attempts.append(ctx.attempt)
         if not patient.is_set():
             try:
                 await asyncio.Event().wait()
@@ -613,6 +615,7 @@ def test_what_outlasts_the_grace_is_cancelled_and_handed_back_to_the_heads_of_it
     assert first == ["a 0 begun", "a 0 ended", "b 0 begun", "b 0 ended", "plain begun"]
     assert [line for line in story if line.startswith("a ")] == ["a 0 begun", "a 1 begun", "a 2 begun"]
     assert "plain begun" in story
+    assert set(attempts) == {1}, "being cancelled counted as an attempt"
     assert bus.store.dead_count() == 0
 
 
@@ -628,7 +631,9 @@ def test_work_that_ends_within_the_grace_is_waited_for(app: App, gate: Gate) -> 
     wait_until(lambda: gate.inside[""] == 20, "all to wait")
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    wait_until(lambda: app.broker.lease.quiet, "the worker to be quiet")
+    wait_until(lambda: not worker.workers[0].is_alive(), "the worker's thread to end")
+    late = time.monotonic() + 0.3
+    wait_until(lambda: time.monotonic() > late, "what does not wait to have gone on")
     gate.open()
     stopping.join(10)
 

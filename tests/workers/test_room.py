@@ -142,9 +142,12 @@ def test_two_queues_never_have_more_on_the_loop_than_it_has_places() -> None:
     rooms.serve(first)
     rooms.promise(first)
     second = rooms.wishes("b", ["async of b"])
+    rooms.serve(second)
     rooms.promise(second)
+    third = rooms.wishes("a", ["async of a"])
 
-    assert sum(wish.limit for wish in first + second) <= 10
+    assert first
+    assert sum(wish.limit for wish in first + second + third) <= 10
 
 
 def test_quick_work_is_fetched_ahead() -> None:
@@ -312,9 +315,11 @@ def test_a_worker_does_a_suspect_alone_and_everything_else_beside(bus: Bus, kind
     lock = threading.Lock()
     running: set[int] = set()
     company: dict[int, set[int]] = {}
+    order: list[int] = []
 
     def begin(n: int) -> None:
         with lock:
+            order.append(n)
             running.add(n)
             for each in running:
                 company.setdefault(each, set()).update(running - {each})
@@ -334,14 +339,15 @@ def test_a_worker_does_a_suspect_alone_and_everything_else_beside(bus: Bus, kind
     # Beside the suspects' handler one of the other kind, so that the queue's work is asked for in two takes.
     app.on(Asked, name="other", topics="other")(on_loop if kind == "thread" else on_thread)
     app.bind()
+    for n in range(3, 160):
+        bus.publish_sync(Asked(n=n), topics=["global"] if n < 60 else ["other"])
     with working(app, threads=4):
-        for n in range(3, 60):
-            bus.publish_sync(Asked(n=n), topics=["global"] if n % 2 else ["global", "other"])
         app.broker.join("default", timeout=20_000)
 
-    assert sorted(company) == list(range(60))
+    assert sorted(company) == list(range(160))
+    assert max(order.index(n) for n in range(3)) < 80, "the suspects came last, for others were always asked for first"
     assert [company[n] for n in range(3)] == [set()] * 3
-    assert any(company[n] for n in range(3, 60))
+    assert any(company[n] for n in range(3, 160))
 
 
 def test_a_busy_worker_finishes_before_it_takes_a_suspect(bus: Bus) -> None:
