@@ -765,7 +765,8 @@ def test_a_handler_that_blocks_the_loop_is_named_once_while_it_does_and_once_aft
     assert len(during) == 1
     assert during[0].startswith("the-blocker blocks the event loop, for 0.")
     assert "threading.py" in during[0]
-    assert told()[1].startswith("the-blocker blocked the event loop for ")
+    assert told()[1].startswith("the event loop goes on, after ")
+    assert told()[1].endswith("(the-blocker blocks it)")
 
 
 def test_a_loop_on_which_everybody_waits_is_not_blocked(app: App, caplog: pytest.LogCaptureFixture, gate: Gate) -> None:

@@ -87,23 +87,19 @@ class Watch:
 
     def _tell(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread, since: float) -> None:
         """Say who blocks the loop; and for how long, once it is over."""
-        who, where = _in_the_way(loop), _where(runs_on)
-        log.warning("%s blocks the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
+        task, where = asyncio.current_task(loop), _where(runs_on)
+        # Between two tasks it is nobody's fault here: the process does not get the processor, or a thread keeps the GIL.
+        who = f"{task.get_name()} blocks" if task is not None else "something else than a handler holds up"
+        log.warning("%s the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
         self._signed.wait()
         if not self._ending:
-            log.warning("%s blocked the event loop for %.2f s", who, self._seen_at - since)
+            log.warning("the event loop goes on, after %.2f s (%s it)", self._seen_at - since, who)
 
     def _sign(self) -> None:
         """On the loop: it is alive."""
         self._seen_at = time.monotonic()
         self._lag_s = self._seen_at - self._asked_at
         self._signed.set()
-
-
-def _in_the_way(loop: asyncio.AbstractEventLoop) -> str:
-    """Which task the loop is at right now, by its name: a handler's is the handler's own."""
-    task = asyncio.current_task(loop)
-    return task.get_name() if task is not None else "a callback"
 
 
 def _where(thread: threading.Thread) -> str:
