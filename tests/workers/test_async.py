@@ -766,11 +766,11 @@ def test_a_handler_that_blocks_the_loop_is_named_once_while_it_does_and_once_aft
     assert during[0].startswith("the-blocker blocks the event loop, for 0.")
     assert "threading.py" in during[0]
     assert told()[1].startswith("the event loop goes on, after ")
-    assert told()[1].endswith("(the-blocker blocks it)")
+    assert told()[1].endswith("(the-blocker blocked it)")
 
 
 def test_a_loop_on_which_everybody_waits_is_not_blocked(app: App, caplog: pytest.LogCaptureFixture, gate: Gate) -> None:
-    @dramatiq.actor
+    @dramatiq.actor(actor_name="waiting")
     async def actor() -> None:
         await gate.wait()
 
@@ -783,7 +783,7 @@ def test_a_loop_on_which_everybody_waits_is_not_blocked(app: App, caplog: pytest
         gate.open()
         join(app)
 
-    assert [record.getMessage() for record in caplog.records if "blocks" in record.getMessage()] == []
+    assert [record.getMessage() for record in caplog.records if "waiting blocks" in record.getMessage()] == []
 
 
 @pytest.mark.parametrize("kind", ["uvloop", "asyncio"])

@@ -106,9 +106,10 @@ class Performance:
             self.leave()
 
     def leave(self) -> None:
-        """It is over; an exception that is kept would keep all that its frames hold."""
+        """It is over. An exception that is kept would keep all that its frames hold, and a cycle wait for the collector."""
         self._over = True
         self.message.clear_exception()
+        self.message.performance = None
         self._error = self._result = self._reason = self._task = None
 
     def _tell(self) -> None:

@@ -89,11 +89,11 @@ class Watch:
         """Say who blocks the loop; and for how long, once it is over."""
         task, where = asyncio.current_task(loop), _where(runs_on)
         # Between two tasks it is nobody's fault here: the process does not get the processor, or a thread keeps the GIL.
-        who = f"{task.get_name()} blocks" if task is not None else "something else than a handler holds up"
-        log.warning("%s the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
+        who = task.get_name() if task is not None else "something else than a handler"
+        log.warning("%s blocks the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
         self._signed.wait()
         if not self._ending:
-            log.warning("the event loop goes on, after %.2f s (%s it)", self._seen_at - since, who)
+            log.warning("the event loop goes on, after %.2f s (%s blocked it)", self._seen_at - since, who)
 
     def _sign(self) -> None:
         """On the loop: it is alive."""
