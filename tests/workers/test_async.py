@@ -200,6 +200,8 @@ def test_a_limit_that_is_none_is_refused(app: App, limit: Any) -> None:
 
     with pytest.raises(InvalidHandler, match="concurrency"):
         App(app.bus, concurrency=limit)
+    with pytest.raises(InvalidHandler, match="blocked_s"):
+        App(app.bus, blocked_s=0)
 
 
 def test_threads_full_of_work_keep_no_coroutine_waiting_nor_the_other_way_round(bus: Bus, gate: Gate) -> None:
@@ -737,8 +739,9 @@ def test_what_hooks_keep_from_beginning_goes_to_others(bus: Bus) -> None:
 
 
 def test_a_handler_that_blocks_the_loop_is_named_once_while_it_does_and_once_after(
-    app: App, bus: Bus, caplog: pytest.LogCaptureFixture
+    bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
+    app = App(bus, blocked_s=0.1)
     release = threading.Event()
     lags: list[float] = []
     loop = app._runtime.loop  # noqa: SLF001 - where health checks will look
@@ -751,7 +754,6 @@ def test_a_handler_that_blocks_the_loop_is_named_once_while_it_does_and_once_aft
         return [record.getMessage() for record in caplog.records if "the event loop" in record.getMessage()]
 
     with caplog.at_level(logging.WARNING), working(app):
-        loop.watch.blocked_s = 0.1
         bus.publish_sync(Asked(n=1))
         wait_until(told, "a warning while it lasts")
         wait_until(lambda: loop.lag_s > 0.3, "the lag to grow")

@@ -26,16 +26,15 @@ log = logging.getLogger("callboard.workers")
 
 
 class Watch:
-    """``start`` and ``stop`` bear being called twice. ``busy`` says whether handlers run; set it through :meth:`work`."""
+    """``start`` and ``stop`` bear being called twice."""
 
     def __init__(self, blocked_s: float = BLOCKED_S) -> None:
         self.blocked_s = blocked_s
-        """The threshold, in seconds; changes count from the next check on."""
+        """The threshold, in seconds."""
         self._busy = False
         self._look = threading.Event()
         self._signed = threading.Event()
         self._signed.set()  # nothing is waited for
-        self._ending = False
         self._asked_at = self._seen_at = time.monotonic()
         self._lag_s = 0.0
         self._thread: threading.Thread | None = None
@@ -48,7 +47,7 @@ class Watch:
     def start(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread) -> None:
         """Watch a loop that runs on a thread."""
         if self._thread is None:
-            self._ending, self._lag_s = False, 0.0
+            self._lag_s = 0.0
             self._signed.set()
             self._thread = threading.Thread(
                 target=self._keep, args=(loop, runs_on), name="callboard watch", daemon=True
@@ -59,7 +58,6 @@ class Watch:
         """End the watch."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._ending = True
             self._look.set()
             self._signed.set()
             thread.join(1)
@@ -71,7 +69,7 @@ class Watch:
             self._look.set()
 
     def _keep(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread) -> None:
-        while not self._ending:
+        while self._goes_on():
             self._signed.clear()
             self._asked_at = time.monotonic()
             try:
@@ -91,9 +89,14 @@ class Watch:
         # Between two tasks it is nobody's fault here: the process does not get the processor, or a thread keeps the GIL.
         who = task.get_name() if task is not None else "something else than a handler"
         log.warning("%s blocks the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
-        self._signed.wait()
-        if not self._ending:
+        while self._goes_on() and not self._signed.wait(self.blocked_s):
+            pass
+        if self._goes_on():
             log.warning("the event loop goes on, after %.2f s (%s blocked it)", self._seen_at - since, who)
+
+    def _goes_on(self) -> bool:
+        """Whether the thread that asks is the one that watches still."""
+        return self._thread is threading.current_thread()
 
     def _sign(self) -> None:
         """On the loop: it is alive."""
