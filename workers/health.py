@@ -1,0 +1,236 @@
+"""Health, as orchestrators ask for it: ``/live`` and ``/ready`` as small JSON, and what a worker knows of its own.
+
+    GET /live    200 {"status": "live"}      the process answers
+    GET /ready   200 {"status": "ready"}     or 503 {"status": "not ready", "reasons": ["...", ...]}
+
+A worker is not ready while it starts or stops, when the bus does not answer, when work has waited for a minute and none
+of it was taken, and when its event loop lags. Of several processes one endpoint answers, the master's: it is ready when
+all of them are, and ``workers`` says of each how it is. No text here names a server or anything of an app's data.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from dramatiq import Broker, MessageProxy
+from dramatiq.middleware import Middleware
+
+from bus import Bus, BusError
+
+__all__ = ["Endpoint", "Reporter", "WorkerHealth", "probed_lag_s", "reasons_of"]
+
+STUCK_S = 60.0
+"""How long work may wait while nothing is taken."""
+LAG_S = 1.0
+"""How late the event loop may be."""
+LOOK_S = 1.0
+"""The store is not asked more often than this, whoever asks us."""
+REPORT_S = 2.0
+REQUEST_S = 2.0
+"""How long a client may take over its request."""
+
+
+class Submit(Protocol):
+    """How a coroutine is started on a worker's event loop, from any thread."""
+
+    def __call__(self, work: Coroutine[Any, Any, None]) -> Future[None]: ...
+
+
+def probed_lag_s(submit: Submit) -> float:
+    """How late an event loop is right now: how long it takes to get to a new coroutine, ``LAG_S`` at most. Blocks for that."""
+
+    async def nothing() -> None: ...
+
+    began = time.monotonic()
+    try:
+        submit(nothing()).result(LAG_S)
+    except TimeoutError:
+        return LAG_S
+    except (RuntimeError, CancelledError):  # the loop is ending
+        return 0.0
+    return time.monotonic() - began
+
+
+class Pulse(Middleware):
+    """Notes when a message was last taken in hand."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:  # noqa: ARG002 - Dramatiq's hook
+        """A worker thread begins one."""
+        self.at = time.monotonic()
+
+
+class WorkerHealth:
+    """One worker's. Safe from any thread.
+
+    ``served`` names what it takes work for, as ``queue|handler``; ``lag_s`` says how late its event loop is, in seconds.
+    """
+
+    def __init__(
+        self, bus: Bus, served: Callable[[], set[str]], lag_s: Callable[[], float], *, stuck_s: float = STUCK_S
+    ) -> None:
+        self.pulse = Pulse()
+        """To be added to the broker's middleware."""
+        self._bus = bus
+        self._served = served
+        self._lag_s = lag_s
+        self._stuck_s = stuck_s
+        self._lock = threading.Lock()
+        self._looked_at = float("-inf")
+        self._of_store: list[str] = []
+        self._waiting_since: float | None = None
+
+    def reasons(self) -> list[str]:
+        """Why it is not ready; nothing if it is. Asks the store at most once a second; may block as long as that does."""
+        with self._lock:
+            if time.monotonic() - self._looked_at >= LOOK_S:
+                self._of_store = self._look()
+                self._looked_at = time.monotonic()
+            found = list(self._of_store)
+        lag_s = self._lag_s()
+        if lag_s >= LAG_S:
+            found.append(f"the event loop is {lag_s:.1f} s late or more: does an async handler block?")
+        return found
+
+    def _look(self) -> list[str]:
+        try:
+            census = self._bus.store.census()
+        except BusError:
+            return ["the bus does not answer"]
+        served = self._served()
+        waiting = sum(
+            count.ready
+            for count in census.counts
+            if f"{count.queue}|{count.handler}" in served
+            and not census.paused & {count.queue, f"{count.queue}|{count.handler}"}
+        )
+        now = time.monotonic()
+        if not waiting:
+            self._waiting_since = None
+            return []
+        self._waiting_since = max(self._waiting_since or now, self.pulse.at)
+        waited_s = now - self._waiting_since
+        if waited_s < self._stuck_s:
+            return []
+        return [f"work waits, and none was taken for {waited_s:.0f} s: are all threads busy?"]
+
+
+class Reporter:
+    """Has a child tell its master how it is, every two seconds, for as long as the ``with`` lasts."""
+
+    def __init__(self, reasons: Callable[[], list[str]], tell: Callable[..., None]) -> None:
+        self._reasons = reasons
+        self._tell = tell
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._report, name="callboard reporter", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._ending.set()
+        self._tell(health=["it is stopping"])
+
+    def _report(self) -> None:
+        while True:
+            reasons = self._reasons()
+            if self._ending.is_set():
+                return
+            self._tell(health=reasons)
+            if self._ending.wait(REPORT_S):
+                return
+
+
+def reasons_of(workers: list[dict[str, Any]]) -> list[str]:
+    """The reasons of several workers, as their master knows them: each has ``worker``, ``ready`` and ``health``."""
+    found: list[str] = []
+    for one in workers:
+        name = f"worker {one['worker']}"
+        if not one["ready"]:
+            found.append(f"{name}: it is starting")
+        elif one["health"] is None:
+            found.append(f"{name}: it has told nothing for some seconds")
+        else:
+            found += [f"{name}: {reason}" for reason in one["health"]]
+    return found
+
+
+class Endpoint:
+    """Listens from its making until :meth:`close`, on threads of its own. Raises ``OSError`` where the port cannot be had.
+
+    ``reasons`` and ``more`` (what else a readiness says, by name) may be set at any time; at first it is starting.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.reasons: Callable[[], list[str]] = lambda: ["it is starting"]
+        self.more: Callable[[], Mapping[str, Any]] = dict
+        self._server = _Server((host, port), _Request)
+        self._server.endpoint = self
+        self._thread = threading.Thread(target=self._serve, name="callboard health", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """Where it listens; of use where it was asked for port 0."""
+        return int(self._server.server_address[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more, and wait for requests that are being answered: seconds at most. Safe twice."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        self._server.serve_forever(poll_interval=0.1)
+
+    def answer(self, path: str) -> tuple[int, Mapping[str, Any]]:
+        """The status and the body for a path."""
+        if path == "/live":
+            return 200, {"status": "live"}
+        if path != "/ready":
+            return 404, {"status": "unknown", "paths": ["/live", "/ready"]}
+        reasons = self.reasons()
+        if reasons:
+            return 503, {"status": "not ready", "reasons": reasons, **self.more()}
+        return 200, {"status": "ready", **self.more()}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # so that close() waits for them
+    endpoint: Endpoint
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = REQUEST_S
+    server_version = "callboard"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        status, body = self.server.endpoint.answer(self.path.partition("?")[0])
+        data = json.dumps(body).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Probes come every few seconds: nobody wants a line for each."""
