@@ -11,7 +11,7 @@ from bus import BusError
 from workers.app import App
 from workers.errors import AppNotFound, WorkersError
 
-__all__ = ["load_app"]
+__all__ = ["add_folder", "load_app"]
 
 
 def load_app(where: str) -> App:
@@ -23,9 +23,7 @@ def load_app(where: str) -> App:
     path = path or "app"
     if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
         raise AppNotFound(f"{where[:80]!r} names no app: write MODULE:APP, as in shop.events:app")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    add_folder()
     found: Any = _import(module_name)
     for part in path.split("."):
         if not hasattr(found, part):
@@ -34,6 +32,13 @@ def load_app(where: str) -> App:
     if not isinstance(found, App):
         raise AppNotFound(f"{where!r} is a {type(found).__name__}, not a workers.App{_instead(module_name)}")
     return found
+
+
+def add_folder() -> None:
+    """Have modules of the current folder found, whichever way this process was started. Safe twice."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _import(name: str) -> Any:

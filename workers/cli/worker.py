@@ -1,47 +1,48 @@
-"""``callboard worker``: one worker process for an app.
+"""``callboard worker``: an app's handlers at work, in this process or in several under a master.
 
 ::
 
     check ──> import ──> boot ──────> work ──signal──> drain ──────> closed: exit 0
-      │ 2        │ 2       │ 3 failed            │ grace + 10 s later, or a second signal: exit 1, at once
+      │ 2        │ 2       │ 3 failed            │ grace + 7 s later, or a second signal: exit 1, at once
                            └ signal: unwind, exit 0
 
-What cannot be interrupted (a handler inside C code) is left at the deadline by a hard exit; its lease then expires, and
-its event runs again elsewhere.
+What cannot be interrupted (a handler inside C code) is left at the deadline by a hard exit, or killed a second later
+where not even that gets a turn; its lease then expires, and its event runs again elsewhere.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import sys
-import threading
-import time
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from dramatiq import Worker
 
-from workers import App, MemoryWorker
-from workers.cli.loading import load_app
-from workers.cli.outcome import FAILURE, USAGE, Failed
-from workers.cli.terminal import one_line, without_secrets
+from workers.cli.loading import add_folder
+from workers.cli.logs import log_to_stderr
+from workers.cli.outcome import USAGE, Failed
+from workers.cli.serving import Wishes, open_endpoint, serve
+from workers.cli.stopping import AFTER_GRACE_S, GUARD_S
+from workers.health import reasons_of
+from workers.supervisor import Command, Supervisor, Tether, Watcher, run_fork
 
-__all__ = ["worker"]
-
-AFTER_GRACE_S = 10.0
-"""For everything that a stop does besides waiting for handlers."""
-SAME_SIGNAL_S = 0.5
-"""Runners signal a process group and its members; what comes so soon is the same wish, not a second one."""
+__all__ = ["supervise", "worker"]
 
 log = logging.getLogger("callboard.worker")
 
 
 def worker(
     where: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, as in shop.events:app.")],
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Handlers at once.")] = 8,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]...", help="With --watch: the folders to watch (else the current one)."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Handlers at once, a process.")] = 8,
+    processes: Annotated[
+        int,
+        typer.Option("--processes", metavar="N", min=1, help="So many, under a master that starts again who dies."),
+    ] = 1,
     queues: Annotated[
         list[str] | None, typer.Option("--queues", metavar="QUEUE", help="Work on these queues only; repeatable.")
     ] = None,
@@ -49,133 +50,92 @@ def worker(
         float,
         typer.Option("--grace", metavar="SECONDS", min=0, help="How long running handlers may finish at the end."),
     ] = 20,
-) -> None:
-    """Run an app's handlers in this process, until SIGTERM or Ctrl-C.
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Begin anew with every change of a .py file (needs callboard[dev]).")
+    ] = False,
+    health_port: Annotated[
+        int | None,
+        typer.Option("--health-port", metavar="PORT", min=0, max=65535, help="Answer GET /live and GET /ready there."),
+    ] = None,
+    health_host: Annotated[
+        str, typer.Option("--health-host", metavar="HOST", help="On this address; 0.0.0.0 is all of them.")
+    ] = "127.0.0.1",
+    child: Annotated[str | None, typer.Option("--child", hidden=True)] = None,
+    fork: Annotated[str | None, typer.Option("--fork", hidden=True)] = None,
+) -> int:
+    """Run an app's handlers until SIGTERM or Ctrl-C.
 
     Then it takes no more work, lets handlers finish, hands the rest back and exits with 0; a second signal ends it at
-    once. Start as many as you like: they share the work, and each agent's events stay in order. Exit code 2 means
-    that it was asked wrongly (the app, a queue or the bus it names), 3 that it could not start (the server, a resource). 'dramatiq MODULE:APP.broker' works as well.
+    once. Whatever hangs, it ends within the grace and 8 s more, with 1. Under a runner that kills after 5 s (honcho)
+    give '--grace 3'. SIGHUP begins anew, with fresh code: one process after another, each new one ready before the old one
+    drains; a process that is alone drains first. Start as many as you like: they share the work, and each agent's events
+    stay in order. Exit code 2 means that it was asked wrongly (the app, a queue or the bus it names), 3 that it could
+    not start (the server, a resource). 'dramatiq MODULE:APP.broker' works as well.
+
+    With --processes a worker that dies is replaced while the others go on, what middleware runs beside workers (an exporter of metrics) runs
+    once for all, and --health-port is answered by the master: ready when all are.
 
     For example:
 
         callboard worker shop.events:app
 
-        callboard worker shop.events:app --threads 32 --queues default --queues mail
+        callboard worker shop.events:app --processes 4 --threads 32 --queues default --queues mail
+
+        callboard worker shop.events:app --watch src
     """
-    _log_to_stderr()
-    stop = _Stop(grace_s)
-    app, running = None, None
-    try:
-        app = load_app(where)
-        _check(app, queues)
-        app.broker.owns_process = True
-        # Middleware that serves a whole process (time limits) starts here; only command lines say so.
-        app.broker.emit_after("process_boot")
-        running = Worker(app.broker, queues=set(queues) if queues else None, worker_threads=threads)
-        running.start()
-        stop.booted()
-    except _StoppedEarly:
-        # It may have come when threads were at work already, before this one could say so.
-        if app is not None and running is not None:
-            running.stop(timeout=int(grace_s * 1000))
-            app.broker.close()
-        log.info("stopped while starting")
-        return
-    _announce(app, queues, threads)
-    if not app.broker.actors:
-        log.warning(
-            "this app has no handlers, so there is nothing to do: does the module that declares them get imported?"
+    if folders and not watch:
+        raise Failed(
+            f"unexpected argument {str(folders[0])!r}: folders are for --watch; see 'callboard worker --help'", USAGE
         )
-    stop.wait()
-    log.info("stopping: running handlers have %g s", grace_s)
-    running.stop(timeout=int(grace_s * 1000))
-    app.broker.close()
-    log.info("stopped")
-
-
-def _check(app: App, queues: list[str] | None) -> None:
-    if app.bus.mode == "memory":
-        raise MemoryWorker
-    unknown = sorted(set(queues or ()) - set(app.broker.queues))
-    if unknown:
-        known = ", ".join(sorted(app.broker.queues)) or "none"
-        raise Failed(f"this app has no queue {unknown[0]!r} (it has {known})", USAGE)
-
-
-def _announce(app: App, queues: list[str] | None, threads: int) -> None:
-    served = sorted(queues or app.broker.queues)
-    actors = sorted(name for name, actor in app.broker.actors.items() if actor.queue_name in served)
-    log.info(
-        "ready: %s, namespace %r, queues %s, handlers %s, %d threads",
-        app.bus.mode,
-        app.bus.namespace,
-        ", ".join(served) or "none",
-        ", ".join(actors) or "none",
-        threads,
+    health = (health_host, health_port) if health_port is not None else None
+    wishes = Wishes(where=where, threads=threads, queues=tuple(queues or ()), grace_s=grace_s, health=health)
+    if child is not None:
+        tether = Tether(child)
+        log_to_stderr(tether.number or None)
+        add_folder()
+        if fork is not None:
+            run_fork(fork, tether)
+        serve(wishes, tether)
+        return 0
+    log_to_stderr()
+    if processes == 1 and not watch:
+        serve(wishes, None)
+        return 0
+    return supervise(
+        Command("worker"), processes, grace_s=grace_s, health=health, watched=(folders or [Path()]) if watch else ()
     )
 
 
-class _StoppedEarly(BaseException):
-    """A signal came before there was anything to drain; it unwinds the boot from wherever that is."""
+def supervise(
+    command: Command,
+    processes: int,
+    *,
+    grace_s: float,
+    health: tuple[str, int] | None = None,
+    watched: list[Path] | tuple[()] = (),
+) -> int:
+    """Be the master of so many workers until a signal, and return the exit code. Never imports the app."""
+    supervisor = Supervisor(command, processes, limit_s=grace_s + AFTER_GRACE_S + GUARD_S, patient=bool(watched))
+    with ExitStack() as stack:
+        stack.callback(supervisor.close)
+        if health is not None:
+            endpoint = stack.enter_context(open_endpoint(health))
+            endpoint.reasons = lambda: reasons_of(supervisor.children())
+            endpoint.more = lambda: {"workers": supervisor.children()}
+        if watched:
+            stack.enter_context(_watcher(watched, supervisor))
+        return supervisor.run()
 
 
-class _Stop:
-    """The signals of this process, and the promise that it ends. Made on the main thread."""
-
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._first_at: float | None = None
-        self._booted = False
-        self._asked = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def booted(self) -> None:
-        """From now on a signal is waited for instead of raised."""
-        self._booted = True
-
-    def wait(self) -> None:
-        """Block until a signal has come."""
-        self._asked.wait()
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._first_at is not None:
-            if now - self._first_at >= SAME_SIGNAL_S:
-                _leave("a second signal: leaving at once; what was running runs again when the lease ends")
-            return
-        self._first_at = now
-        threading.Thread(target=self._watch, name="callboard watchdog", daemon=True).start()
-        self._asked.set()
-        if not self._booted:
-            raise _StoppedEarly
-
-    def _watch(self) -> None:
-        time.sleep(self._grace_s + AFTER_GRACE_S)
-        _leave("the stop is not done at its deadline: leaving; what was running runs again when the lease ends")
-
-
-def _leave(why: str) -> NoReturn:
-    """Exit without asking anybody, from any thread or signal handler: so no logging, whose lock may be taken."""
-    os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
-    os._exit(FAILURE)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Lines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    # Dramatiq tells about each thread and each stop at INFO.
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("dramatiq").setLevel(logging.WARNING)
-
-
-class _Lines(logging.Formatter):
-    """A line for each record, then its traceback if it has one. What ends the process is an error like any command's."""
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        """An app's own error may quote a URL; its password is nobody's business in a log."""
-        return without_secrets(super().formatException(ei))
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = one_line(record.message)
-        return f"error: {record.message}" if record.levelno >= logging.CRITICAL else super().formatMessage(record)
+def _watcher(folders: list[Path], supervisor: Supervisor) -> ExitStack:
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        raise Failed(f"there is no folder {str(missing[0])!r} to watch", USAGE)
+    try:
+        watcher = Watcher(folders, supervisor.reload)
+    except ModuleNotFoundError:
+        raise Failed("--watch needs watchfiles: pip install 'callboard[dev]'", USAGE) from None
+    watcher.start()
+    stack = ExitStack()
+    stack.callback(watcher.close)
+    return stack

@@ -1,0 +1,145 @@
+"""One worker process, from its app's import to its last connection's close: alone, or as the child of a master."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from dramatiq import Worker
+
+from workers import App, MemoryWorker
+from workers.cli.loading import load_app
+from workers.cli.outcome import USAGE, Failed
+from workers.cli.stopping import AFTER_GRACE_S, GUARD_S, Stop, StoppedEarly
+from workers.health import Endpoint, Reporter, WorkerHealth, probed_lag_s
+from workers.supervisor import Command, Guard, Tether, names_of_forks
+
+__all__ = ["Wishes", "open_endpoint", "serve"]
+
+log = logging.getLogger("callboard.worker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How a worker is to work: what its command line asks for."""
+
+    where: str
+    threads: int
+    queues: tuple[str, ...]
+    grace_s: float
+    health: tuple[str, int] | None
+
+
+def serve(wishes: Wishes, tether: Tether | None) -> None:
+    """Work until a signal. After SIGHUP it does not return: a process that is alone begins anew as it was started."""
+    stop = Stop(wishes.grace_s, child=tether is not None)
+    with ExitStack() as stack:
+        try:
+            if tether is None:
+                # A child has its master for that.
+                guard = Guard(wishes.grace_s + AFTER_GRACE_S + GUARD_S)
+                stack.callback(guard.close)
+            else:
+                tether.watch()
+            endpoint = _endpoint(wishes, stack) if tether is None else None
+            _work(wishes, stop, tether, endpoint)
+        except StoppedEarly:
+            log.info("stopped while starting")
+    if stop.again:
+        command = Command("worker").with_options()
+        os.execv(command[0], command)  # noqa: S606 - this very command
+
+
+def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint | None) -> None:
+    app = load_app(wishes.where)
+    _check(app, wishes.queues)
+    health = _health_of(app, wishes.queues) if wishes.health is not None else None
+    app.broker.owns_process = True
+    # Middleware that serves a whole process (time limits) starts here; only command lines say so.
+    app.broker.emit_after("process_boot")
+    running = Worker(app.broker, queues=set(wishes.queues) or None, worker_threads=wishes.threads)
+    try:
+        running.start()
+        stop.booted()
+    except StoppedEarly:
+        # It may have come when threads were at work already, before this one could say so.
+        _end(app, running, wishes.grace_s)
+        raise
+    _tell(app, wishes, tether)
+    with ExitStack() as stack:
+        if endpoint is not None and health is not None:
+            endpoint.reasons = health.reasons
+        if tether is not None and health is not None:
+            stack.enter_context(Reporter(health.reasons, tether.tell))
+        stop.wait()
+    if endpoint is not None:
+        endpoint.reasons = lambda: ["it is stopping"]
+    log.info("stopping: running handlers have %g s", wishes.grace_s)
+    _end(app, running, wishes.grace_s)
+    log.info("stopped")
+
+
+def _end(app: App, running: Worker, grace_s: float) -> None:
+    running.stop(timeout=int(grace_s * 1000))
+    app.broker.close()
+
+
+def _check(app: App, queues: tuple[str, ...]) -> None:
+    if app.bus.mode == "memory":
+        raise MemoryWorker
+    unknown = sorted(set(queues) - set(app.broker.queues))
+    if unknown:
+        known = ", ".join(sorted(app.broker.queues)) or "none"
+        raise Failed(f"this app has no queue {unknown[0]!r} (it has {known})", USAGE)
+
+
+def _tell(app: App, wishes: Wishes, tether: Tether | None) -> None:
+    """Say that it works, to people and to the master."""
+    served = sorted(wishes.queues or app.broker.queues)
+    actors = sorted(name for name, actor in app.broker.actors.items() if actor.queue_name in served)
+    log.info(
+        "ready: %s, namespace %r, queues %s, handlers %s, %d threads",
+        app.bus.mode,
+        app.bus.namespace,
+        ", ".join(served) or "none",
+        ", ".join(actors) or "none",
+        wishes.threads,
+    )
+    if not app.broker.actors:
+        log.warning(
+            "this app has no handlers, so there is nothing to do: does the module that declares them get imported?"
+        )
+    forks = names_of_forks(app.broker.middleware)
+    if tether is not None:
+        tether.tell(ready=True, forks=forks)
+    elif forks:
+        log.warning("middleware wants %s as a process beside this one: start with --processes 2", ", ".join(forks))
+
+
+def _endpoint(wishes: Wishes, stack: ExitStack) -> Endpoint | None:
+    if wishes.health is None:
+        return None
+    return stack.enter_context(open_endpoint(wishes.health))
+
+
+def open_endpoint(place: tuple[str, int]) -> Endpoint:
+    """The health endpoint, not ready yet. Raises :class:`Failed` where its port cannot be had."""
+    try:
+        return Endpoint(*place)
+    except OSError as error:
+        raise Failed(f"--health-port {place[1]} on {place[0]} cannot be had: {error.strerror}", USAGE) from None
+
+
+def _health_of(app: App, queues: tuple[str, ...]) -> WorkerHealth:
+    def served() -> set[str]:
+        return {
+            f"{actor.queue_name}|{name}"
+            for name, actor in list(app.broker.actors.items())
+            if not queues or actor.queue_name in queues
+        }
+
+    health = WorkerHealth(app.bus, served, lambda: probed_lag_s(app.runtime.loop.submit))
+    app.broker.add_middleware(health.pulse)
+    return health

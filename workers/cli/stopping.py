@@ -1,0 +1,100 @@
+"""The signals of a worker process, and the promise that it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
+
+from workers.cli.outcome import FAILURE
+
+__all__ = ["AFTER_GRACE_S", "GUARD_S", "Stop", "StoppedEarly"]
+
+AFTER_GRACE_S = 7.0
+"""For everything that a stop does besides waiting for handlers."""
+GUARD_S = 1.0
+"""So long after that a process that could not even leave is killed from outside: by its guard, or its master."""
+SAME_SIGNAL_S = 0.5
+"""Runners signal a process group and its members; what comes so soon is the same wish, not a second one."""
+
+
+class StoppedEarly(BaseException):
+    """A signal came before there was anything to drain; it unwinds the boot from wherever that is."""
+
+
+class Stop:
+    """Made on the main thread. After ``wait`` the process drains; ``again`` says whether it is then to begin anew (SIGHUP).
+
+    A ``child`` of a master stops at the first signal and takes no more notice: whoever signals all processes at once
+    (a service manager does) has the master forward what the child had heard already. Its reloads are the master's.
+    """
+
+    def __init__(self, grace_s: float, *, child: bool = False) -> None:
+        self.again = False
+        self._child = child
+        self._grace_s = grace_s
+        self._first_at: float | None = None
+        self._booted = False
+        self._asked = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            self._has_terminal = _terminal_is_there()
+            signal.signal(signal.SIGHUP, self._on_hangup)
+
+    def booted(self) -> None:
+        """From now on a signal is waited for instead of raised."""
+        self._booted = True
+
+    def wait(self) -> None:
+        """Block until a signal has come."""
+        self._asked.wait()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
+            self.again = False
+            self._ask()
+        elif not self._child and now - self._first_at >= SAME_SIGNAL_S:
+            _leave("a second signal: leaving at once; what was running runs again when the lease ends")
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        if self._child or self._asked.is_set():
+            return
+        if self._has_terminal and not _terminal_is_there():  # nobody asks for a reload: the terminal was closed
+            self._on_signal(number, frame)
+            return
+        self.again = True
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._asked.is_set():
+            return
+        threading.Thread(target=self._watch, name="callboard watchdog", daemon=True).start()
+        self._asked.set()
+        if not self._booted:
+            raise StoppedEarly
+
+    def _watch(self) -> None:
+        time.sleep(self._grace_s + AFTER_GRACE_S)
+        _leave("the stop is not done at its deadline: leaving; what was running runs again when the lease ends")
+
+
+def _leave(why: str) -> NoReturn:
+    """Exit without asking anybody, from any thread or signal handler: so no logging, whose lock may be taken."""
+    os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
+    os._exit(FAILURE)
+
+
+def _terminal_is_there() -> bool:
+    """Whether this process has a terminal that can still be reached."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
