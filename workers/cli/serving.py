@@ -47,6 +47,7 @@ def serve(wishes: Wishes, tether: Tether | None) -> None:
             _work(wishes, stop, tether, endpoint)
         except StoppedEarly:
             log.info("stopped while starting")
+    stop.over()
     if stop.again:
         command = Command("worker").with_options()
         os.execv(command[0], command)  # noqa: S606 - this very command

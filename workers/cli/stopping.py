@@ -54,6 +54,12 @@ class Stop:
         """Block until a signal has come."""
         self._asked.wait()
 
+    def over(self) -> None:
+        """All is closed, and the process is about to exit: a late signal must not change its exit code."""
+        if not self.again:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._first_at is None:

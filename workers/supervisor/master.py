@@ -99,18 +99,23 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Every signal becomes a byte in the pipe on which the loop rests."""
-        ours = [signal.SIGTERM, signal.SIGINT, signal.SIGCHLD]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        """Every signal becomes a byte in the pipe on which the loop rests.
+
+        Afterwards they are ignored: the process is about to exit, and a late one must not change its exit code.
+        """
+        ours = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
             ours.append(signal.SIGHUP)
-        before = {number: signal.signal(number, lambda *_: None) for number in ours}
+        for number in (*ours, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
         wakeup = signal.set_wakeup_fd(self._wish, warn_on_full_buffer=False)
         try:
             yield
         finally:
             signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in ours:
+                signal.signal(number, signal.SIG_IGN)
 
     def _over(self) -> bool:
         return self._stopping_since is not None and not self._alive()
