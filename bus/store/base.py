@@ -38,6 +38,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from bus.position import Position
+from bus.store.facts import Facts
 from bus.store.jobs import (
     PRIORITIES,
     Beat,
@@ -93,6 +94,7 @@ __all__ = [
     "Ended",
     "Entry",
     "Exchange",
+    "Facts",
     "Frame",
     "Heard",
     "Job",
@@ -161,6 +163,12 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close all connections of the blocking side. Safe twice; usable again after :meth:`open`."""
+
+    def facts(self) -> Facts:
+        """Look at the server below, fit or not; needs no :meth:`open`. Some round trips, and nothing is written.
+
+        Raises :class:`~bus.errors.BusUnavailable`.
+        """
 
     def on_loop(self) -> LoopStore:
         """The log side for the running event loop; the caller closes it on that same loop."""

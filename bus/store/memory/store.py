@@ -21,6 +21,7 @@ from bus.store.base import (
     Dead,
     Ended,
     Exchange,
+    Facts,
     Job,
     LoopStore,
     OwnLimits,
@@ -74,6 +75,9 @@ class MemoryStore:
 
     def close(self) -> None:
         """Nothing to close: what was published stays, as it would on a server."""
+
+    def facts(self) -> Facts:
+        return Facts("memory")
 
     def on_loop(self) -> LoopStore:
         return MemoryLoopStore(self)

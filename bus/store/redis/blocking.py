@@ -20,6 +20,7 @@ from bus.store.base import (
     Dead,
     Ended,
     Exchange,
+    Facts,
     Job,
     LoopStore,
     OwnLimits,
@@ -32,7 +33,7 @@ from bus.store.base import (
     Whisper,
     Woken,
 )
-from bus.store.redis import scripts
+from bus.store.redis import scripts, server
 from bus.store.redis.lines import Lines
 from bus.store.redis.link import ATTEMPT_S, Link, blocking_pool, translated
 from bus.store.redis.loop import RedisLoopStore
@@ -83,6 +84,15 @@ class RedisStore:
         self._lines.close()
         self._waits.close()
         self._commands.connection_pool.disconnect()
+
+    def facts(self) -> Facts:
+        with translated(self.link, writing=False):
+            try:
+                (answer,) = self._lines.ask([self._command(call := scripts.rights(server.NEEDED))])
+                denied = self._answered(call, answer)
+            except redis.exceptions.NoPermissionError:
+                denied = ("EVAL", "EVALSHA")
+            return server.look(self._commands, denied)
 
     def on_loop(self) -> LoopStore:
         return RedisLoopStore(self.link, self.prefix)

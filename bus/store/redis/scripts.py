@@ -54,6 +54,7 @@ __all__ = [
     "record",
     "replay",
     "retrying",
+    "rights",
     "script",
     "seek",
     "settle",
@@ -291,6 +292,11 @@ def pause(name: str, *, paused: bool) -> Call[bool]:
 def census() -> Call[Census]:
     """See :meth:`bus.store.base.Store.census`."""
     return Call(script("census"), (), _census)
+
+
+def rights(commands: Sequence[str]) -> Call[tuple[str, ...]]:
+    """Which of these commands the user may not use (see :mod:`bus.store.redis.server`)."""
+    return Call(script("rights"), commands, lambda answer: tuple(name.decode() for name in answer))
 
 
 def _census(answer: Sequence[Any]) -> Census:
