@@ -1,8 +1,9 @@
 """The command ``callboard``: one module for each of its commands, and the one place where errors become a line.
 
 Whatever can be expected to go wrong ends as one line on stderr, ``error: ...``, that says what to do: never a traceback,
-never a URL or a password. Exit codes: 0 done; 1 failed (a server, a file or its data); 2 asked wrongly (arguments,
-settings, an app that cannot be found or used); 3 a worker that could not start; 130 cut short by Ctrl-C.
+never a URL or a password. Exit codes: 0 done; 1 failed (a server, a file or its data; a problem that the doctor found);
+2 asked wrongly (arguments, settings, an app that cannot be found or used); 3 a worker that could not start; 130 cut short
+by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import typer
 
 from bus import BusError
-from workers.cli import dead, demo, publish, queues, tail, worker
+from workers.cli import dead, demo, doctor, publish, queues, tail, worker
 from workers.cli.outcome import CUT_SHORT, FAILURE, Failed, exit_code_of
 from workers.cli.terminal import tell, tell_error
 from workers.errors import WorkersError
@@ -29,6 +30,7 @@ cli = typer.Typer(
 )
 cli.command("demo")(demo.demo)
 cli.command("worker")(worker.worker)
+cli.command("doctor")(doctor.doctor)
 cli.command("publish", no_args_is_help=False)(publish.publish)
 cli.command("tail")(tail.tail)
 cli.add_typer(queues.queues, name="queues")
