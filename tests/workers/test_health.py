@@ -1,0 +1,238 @@
+"""Health endpoints: what they answer, when they refuse, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus import Bus
+from tests.servers import Server, _free_port
+from tests.waiting import wait_until
+from tests.workers.commands import CALLBOARD, callboard, error_of, program
+from tests.workers.running import working
+from workers import App
+from workers.health import Endpoint, WorkerHealth, probed_lag_s, reasons_of
+
+APP = """
+import os, time
+from pathlib import Path
+from bus import Bus
+from workers import App
+
+app = App(Bus())
+
+@app.on("block", name="block")
+async def block(event):
+    Path("blocking").touch()
+    while not Path("unblock").exists():
+        time.sleep(0.01)
+
+@app.lifespan
+async def gate():
+    import asyncio
+    while not Path("open").exists():
+        await asyncio.sleep(0.01)
+    yield
+"""
+
+
+@pytest.fixture
+def app(redis_url: str, namespace: str) -> Iterator[App]:
+    app = App(Bus(redis_url, namespace=namespace))
+    yield app
+    app.bus.close_sync()
+
+
+def nothing(event: dict[str, Any]) -> None:
+    """A handler."""
+
+
+def get(port: int, path: str = "/ready") -> tuple[int, dict[str, Any]]:
+    """The status and the body; 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, json.loads(refused.read())
+    except OSError:
+        return 0, {}
+
+
+# The endpoint.
+
+
+def test_it_is_live_from_the_start_and_ready_when_there_is_no_reason_left() -> None:
+    with Endpoint("127.0.0.1", 0) as endpoint:
+        assert get(endpoint.port, "/live") == (200, {"status": "live"})
+        assert get(endpoint.port) == (503, {"status": "not ready", "reasons": ["it is starting"]})
+        endpoint.reasons = list
+        endpoint.more = lambda: {"workers": []}
+        assert get(endpoint.port) == (200, {"status": "ready", "workers": []})
+        assert get(endpoint.port, "/")[0] == 404
+
+
+def test_closing_waits_for_no_client_that_says_nothing() -> None:
+    endpoint = Endpoint("127.0.0.1", 0)
+    with socket.create_connection(("127.0.0.1", endpoint.port)):
+        wait_until(lambda: threading.active_count() > 2, "the request's thread")
+        began = time.monotonic()
+        endpoint.close()
+        took_s = time.monotonic() - began
+
+    assert took_s < 5
+    assert get(endpoint.port) == (0, {})
+
+
+def test_a_master_is_ready_when_all_of_its_workers_are() -> None:
+    well = {"worker": 1, "pid": 5, "ready": True, "health": []}
+    starting = {"worker": 2, "pid": 6, "ready": False, "health": None}
+    silent = {"worker": 3, "pid": 7, "ready": True, "health": None}
+    ill = {"worker": 4, "pid": 8, "ready": True, "health": ["the bus does not answer"]}
+
+    assert reasons_of([well]) == []
+    assert reasons_of([well, starting, silent, ill]) == [
+        "worker 2: it is starting",
+        "worker 3: it has told nothing for some seconds",
+        "worker 4: the bus does not answer",
+    ]
+
+
+# A worker's own.
+
+
+def health_of(app: App, **options: float) -> WorkerHealth:
+    def served() -> set[str]:
+        return {f"default|{name}" for name in app.handlers}
+
+    health = WorkerHealth(app.bus, served, lambda: probed_lag_s(app.runtime.loop.submit), **options)
+    app.broker.add_middleware(health.pulse)
+    return health
+
+
+def test_a_worker_that_works_is_ready(app: App) -> None:
+    app.on("job", name="work")(nothing)
+    health = health_of(app, stuck_s=0.1)
+
+    with working(app):
+        for _ in range(20):
+            app.bus.publish_sync({"type": "job"})
+        app.broker.join("default", timeout=5000)
+        assert health.reasons() == []
+
+
+def test_work_that_waits_while_nothing_is_taken_is_a_reason_and_paused_work_is_none(app: App) -> None:
+    release, begun = threading.Event(), threading.Event()
+
+    @app.on("job", name="work")
+    def work(event: dict[str, Any]) -> None:
+        begun.set()
+        release.wait(20)
+
+    @app.on("rest", name="rest")
+    def rest(event: dict[str, Any]) -> None: ...
+
+    health = health_of(app, stuck_s=0.3)
+    app.bus.usable()
+    app.bus.store.pause("default|rest")
+    with working(app, threads=1):
+        app.bus.publish_sync({"type": "rest"})
+        wait_until(lambda: health.reasons() == [], "a first look")
+        app.bus.publish_sync({"type": "job"})
+        assert begun.wait(5)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 1.5, "more time to pass than work may wait")
+        assert health.reasons() == []  # nothing waits but what is paused
+        for _ in range(300):
+            app.bus.publish_sync({"type": "job"})
+        try:
+            (reason,) = wait_until(health.reasons, "a reason", 10)
+        finally:
+            release.set()
+
+        assert reason.startswith("work waits, and none was taken for ")
+        wait_until(lambda: health.reasons() == [], "it to be ready again", 10)
+
+
+def test_a_bus_that_is_away_is_a_reason_that_goes(start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server()
+    app = App(Bus(server.url, namespace=namespace))
+    app.on("job", name="work")(nothing)
+    health = health_of(app)
+    with working(app):
+        assert health.reasons() == []
+        server.kill()
+        wait_until(lambda: health.reasons() == ["the bus does not answer"], "it to be noticed", 10)
+        server.start()
+        wait_until(lambda: health.reasons() == [], "it to be ready again", 10)
+    app.bus.close_sync()
+
+
+def test_a_handler_that_blocks_the_loop_is_a_reason(app: App) -> None:
+    release, begun = threading.Event(), threading.Event()
+
+    @app.on("job", name="work")
+    async def work(event: dict[str, Any]) -> None:
+        begun.set()
+        release.wait(20)
+
+    health = health_of(app)
+    with working(app):
+        app.bus.publish_sync({"type": "job"})
+        assert begun.wait(5)
+        reasons = health.reasons()
+        release.set()
+
+        assert reasons == ["the event loop is 1.0 s late or more: does an async handler block?"]
+        wait_until(lambda: health.reasons() == [], "the loop to go on")
+
+
+# The command.
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_answers_while_it_starts_works_and_is_stuck(
+    processes: int, redis_url: str, namespace: str, server: object, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    port = _free_port()
+    command = [*CALLBOARD, "worker", "shop", "--health-port", str(port), "--processes", str(processes), "--grace", "1"]
+    env = {"BUS_URL": redis_url, "BUS_NAMESPACE": namespace}
+    bus = Bus(redis_url, namespace=namespace)
+    with program(command, tmp_path, folder=tmp_path, env=env) as worker:
+        wait_until(lambda: get(port, "/live")[0] == 200, "it to be live", 20)
+        assert get(port)[0] == 503
+        (tmp_path / "open").touch()
+        wait_until(lambda: get(port)[0] == 200, "it to be ready", 20)
+        assert len(get(port)[1].get("workers", [])) == (processes if processes > 1 else 0)
+        bus.publish_sync({"type": "block"})
+        wait_until((tmp_path / "blocking").exists, "the handler to block")
+        wait_until(lambda: get(port)[0] == 503, "that to be noticed", 20)
+        assert "the event loop is" in str(get(port)[1]["reasons"])
+        (tmp_path / "unblock").touch()
+        wait_until(lambda: get(port)[0] == 200, "it to be ready again", 20)
+
+        assert worker.end() == 0
+
+    bus.close_sync()
+    assert get(port) == (0, {})
+    assert "GET /" not in worker.errors
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_2() -> None:
+    with Endpoint("127.0.0.1", 0) as taken:
+        for processes in ("1", "2"):
+            done = callboard(
+                "worker", "shop", "--health-port", str(taken.port), "--processes", processes,
+                env={"BUS_URL": "redis://127.0.0.1:1"},
+            )  # fmt: skip
+            assert "cannot be had: Address already in use" in error_of(done, 2)
