@@ -9,6 +9,7 @@ SUITES = {
     "queue": "workers, their server and the way between them, killed, frozen, cut and lied to",
     "live": "listeners and publishers: failover, half-open links, killed publishers, slow neighbours, comings and goings",
     "storm": "every connection killed every 5 to 50 ms while publishers publish and listeners join",
+    "signals": "workers told to stop, and killed, in whatever they are in the midst of",
 }
 
 

@@ -21,6 +21,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before we were tied to it
         sys.exit("the parent is gone")
+    os.environ["FAULT_PARENT"] = str(os.getpid())  # of what it starts in its turn, as it was started
     del sys.argv[0]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

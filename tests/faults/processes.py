@@ -72,9 +72,10 @@ class Process:
         """Wait until it has ended by itself, and return its exit code."""
         return self._process.wait(timeout)
 
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
+    def signal(self, number: int) -> float:
+        """Send it a signal, it alone, and say when that was."""
         self._process.send_signal(number)
+        return time.monotonic()
 
     def freeze(self) -> None:
         """Stop it in its tracks (SIGSTOP), and be sure that it has stopped."""

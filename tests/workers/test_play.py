@@ -62,8 +62,8 @@ def worker_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     command.write_text(f'#!/bin/sh\nexec {shlex.join(CALLBOARD)} "$@"\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
-    lines = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines() if line)
-    return lines["worker"]
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    return next(line.removeprefix("worker: ") for line in lines if line.startswith("worker: "))
 
 
 @pytest.fixture
