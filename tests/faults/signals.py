@@ -27,8 +27,8 @@ from tests.waiting import wait_until
 
 __all__ = ["FAULTS", "QUICK", "main"]
 
-AFTER_GRACE_S = 8.0
-"""What a stop may take beyond the grace, whatever hangs."""
+AFTER_GRACE_S = 9.0
+"""What a stop may take beyond the grace, whatever hangs: 8 s are promised, and one is for a busy machine."""
 HANDED_ON_S = 1.0
 LOST_S = 3.0
 """A lost lease is noticed so soon after its end."""
@@ -84,16 +84,16 @@ def ended(worker: Process, since_s: float, bound_s: float, exit_codes: Sequence[
     return took_s
 
 
-def passed_on(world: World, event_id: str, heir: Process, since_s: float, within_s: float) -> float:
-    """Wait until an event has begun on the heir; returns how long after."""
+def passed_on(world: World, event_id: str, left: Run, since_s: float, within_s: float) -> float:
+    """Wait until an event has begun in another process than the one that was left; returns how long after."""
 
     def runs() -> list[Run]:
-        return [run for run in world.journal.of(event_id) if run.pid == heir.pid]
+        return [run for run in world.journal.of(event_id) if run.pid != left.pid]
 
     world.wait(runs, f"{event_id} to begin elsewhere", within_s + 5)
     waited_s = runs()[0].began_s - since_s
     assert waited_s <= within_s, f"{event_id} began elsewhere after {waited_s:.1f} s"
-    return waited_s
+    return max(0.0, waited_s)
 
 
 def clear_away(world: World, *heirs: Process) -> None:
@@ -153,36 +153,37 @@ def at_work(way: Way, caught: Caught, world: World, *, everybody: bool = False) 
     sent_s = worker.signal(signal.SIGTERM)
     codes = None if way.name in ("dramatiq", "honcho") else caught.exit_codes
     took_s = ended(worker, sent_s, caught.grace_s + AFTER_GRACE_S, codes)
-    waited_s = what_became(world, caught, event_id, heir, sent_s + took_s)
+    waited_s = what_became(world, caught, event_id, sent_s + took_s)
     clear_away(world, heir)
     return Finding(f"SIGTERM, {caught.how} handler", f"gone after {took_s:.1f} s, on after {waited_s:.2f} s", took_s)
 
 
-def what_became(world: World, caught: Caught, event_id: str, heir: Process, gone_s: float) -> float:
-    """That its run ended as it had to; returns how long its event, or the next of its lane, waited for the heir."""
+def what_became(world: World, caught: Caught, event_id: str, gone_s: float) -> float:
+    """That its run ended as it had to; returns how long its event, or the next of its lane, waited for another process."""
     first = world.journal.of(event_id)[0]
     if caught.ends == "left":
         assert first.ended_s is None
-        return passed_on(world, event_id, heir, gone_s, world.lease_s + LOST_S)
+        return passed_on(world, event_id, first, gone_s, world.lease_s + LOST_S)
     assert first.ended_s is not None, "its finally ran"
     if caught.ends == "cancelled":
         assert first.failed
-        return passed_on(world, event_id, heir, first.ended_s, HANDED_ON_S)
+        return passed_on(world, event_id, first, first.ended_s, HANDED_ON_S)
     assert first.done
     behind = f"event-{int(event_id.removeprefix('event-')) + 1}"
-    return passed_on(world, behind, heir, first.ended_s, HANDED_ON_S)
+    return passed_on(world, behind, first, first.ended_s, HANDED_ON_S)
 
 
 def retrying(way: Way, world: World) -> Finding:
     worker = way.start(world, 5)
     event_id = Caught("fails", 0, 5, "done").publish(world)
     world.wait(lambda: world.journal.of(event_id) and world.bus.store.retrying(), "it to wait for its retry", 20)
+    world.journal.path.with_name("signalled").touch()
     took_s = ended(worker, worker.signal(signal.SIGTERM), 5)
     (first,) = world.journal.of(event_id)
     heir = heir_of(world)
     assert first.failed
     assert first.ended_s is not None
-    waited_s = passed_on(world, event_id, heir, first.ended_s, 1 + took_s + 5)
+    waited_s = passed_on(world, event_id, first, first.ended_s, 1 + took_s + 5)
     clear_away(world, heir)
     return Finding("SIGTERM between two attempts", f"gone after {took_s:.1f} s, retried after {waited_s:.1f} s", took_s)
 
@@ -197,7 +198,7 @@ def away(way: Way, world: World, *, frozen: bool) -> Finding:
     assert run.failed, "its finally ran"
     (world.server.thaw if frozen else world.server.start)()
     heir = heir_of(world)
-    passed_on(world, event_id, heir, time.monotonic(), world.lease_s + LOST_S)
+    passed_on(world, event_id, run, time.monotonic(), world.lease_s + LOST_S)
     clear_away(world, heir)
     what = "frozen" if frozen else "gone"
     return Finding(f"SIGTERM, server {what}", f"gone after {took_s:.1f} s, finally ran", took_s)
@@ -213,7 +214,7 @@ def twice(way: Way, world: World) -> Finding:
     wait_until(lambda: time.monotonic() - first_s > 1, "a second to pass")
     assert worker.alive, "it drains"
     took_s = ended(worker, worker.signal(signal.SIGTERM), 2, None if way.name == "dramatiq" else (1,))
-    waited_s = what_became(world, LONG, event_id, heir, time.monotonic())
+    waited_s = what_became(world, LONG, event_id, time.monotonic())
     clear_away(world, heir)
     return Finding("SIGTERM twice", f"gone {took_s:.2f} s after the second, on after {waited_s:.1f} s", took_s)
 
@@ -248,7 +249,7 @@ def master_killed(way: Way, world: World) -> Finding:
     ended(worker, sent_s, 2, (-signal.SIGKILL,))
     wait_until(lambda: not strays(world, heir), "its children to be gone", ASYNC.grace_s + AFTER_GRACE_S)
     took_s = time.monotonic() - sent_s
-    waited_s = what_became(world, ASYNC, event_id, heir, time.monotonic())
+    waited_s = what_became(world, ASYNC, event_id, time.monotonic())
     clear_away(world, heir)
     return Finding("SIGKILL of the master", f"children gone after {took_s:.1f} s, on after {waited_s:.2f} s", took_s)
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.faults import queue, signals
 from tests.faults.harness import Fault, try_out
-from tests.faults.queue import FAULTS
 from tests.servers import Server
+
+FAULTS = (*queue.FAULTS, *(fault for fault in signals.FAULTS if fault.name in signals.QUICK))
 
 
 @pytest.mark.fault

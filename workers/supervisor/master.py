@@ -263,7 +263,7 @@ class Supervisor:
             if code:
                 log.warning("worker %d (pid %d) %s while it drained", slot.number, child.pid, _how(code))
         elif role == "fresh":
-            self._given_up = self._generation
+            self._given_up = max(self._given_up, child.generation)  # meanwhile there may be newer code
             log.error(
                 "the fresh process for worker %d %s: the reload is given up, the old ones go on",
                 slot.number,
@@ -274,7 +274,7 @@ class Supervisor:
 
     def _worker_gone(self, slot: Slot, child: Child, code: int) -> None:
         if not child.ready and code in (EXIT_USAGE, EXIT_BOOT):
-            self._not_booted(slot, code)
+            self._not_booted(slot, child, code)
         elif not child.ready and not self._complete and self._too_many_crashes():
             log.critical("worker %d %s before it was ready, again and again", slot.number, _how(code))
             self._end(EXIT_BOOT)
@@ -288,10 +288,10 @@ class Supervisor:
         self._crashes += 1
         return self._crashes >= MOST_CRASHES and not self._patient
 
-    def _not_booted(self, slot: Slot, code: int) -> None:
+    def _not_booted(self, slot: Slot, child: Child, code: int) -> None:
         """It has said why. At the beginning, and where nobody works any more, that is the end; otherwise it may pass."""
         if self._patient:
-            slot.failed_generation = self._generation
+            slot.failed_generation = child.generation  # meanwhile there may be newer code
             log.warning("worker %d waits for the next change", slot.number)
         elif self._complete and any(one.ready for one in self._slots):
             pause_s = slot.back_off(None)
