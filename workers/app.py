@@ -42,10 +42,9 @@ class App:
         self._lifespans: list[Lifespan] = []
         if blocked_s <= 0:
             raise InvalidHandler("blocked_s= is a number of seconds above 0")
-        self.runtime = Runtime(self.bus, self._lifespans)
-        """What is open while a worker runs; for command lines."""
-        self.runtime.loop.watch.blocked_s = blocked_s
-        self.broker: LaneBroker = make_broker(self.bus, stack(self.runtime, self._bindings), concurrency=concurrency)
+        self._runtime = Runtime(self.bus, self._lifespans)
+        self._runtime.loop.watch.blocked_s = blocked_s
+        self.broker: LaneBroker = make_broker(self.bus, stack(self._runtime, self._bindings), concurrency=concurrency)
 
     def __repr__(self) -> str:
         return f"<App on {self.bus!r} with {len(self.handlers)} handlers>"
@@ -99,6 +98,10 @@ class App:
         self._lifespans.append(function)
         return function
 
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
+
     def bind(self) -> None:
         """Write the handlers' bindings without starting a worker, as a step of a deploy. Blocks; safe twice.
 
@@ -150,7 +153,7 @@ class App:
         event = _read(envelope)
         attempt = job.attempt if job is not None else 1
         steps = StepLedger(self.bus, job.taken.job if job is not None else None)
-        ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self.runtime.stopping, steps)
+        ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps)
         return ctx, (event, ctx) if handler.wants_context else (event,)
 
 

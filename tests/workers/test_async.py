@@ -744,7 +744,7 @@ def test_a_handler_that_blocks_the_loop_is_named_once_while_it_does_and_once_aft
     app = App(bus, blocked_s=0.1)
     release = threading.Event()
     lags: list[float] = []
-    loop = app.runtime.loop  # where health checks will look
+    loop = app._runtime.loop  # noqa: SLF001 - where health checks will look
 
     @app.on(Asked, name="the-blocker")
     async def handler(event: Asked) -> None:

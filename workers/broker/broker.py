@@ -26,7 +26,7 @@ from workers.broker.lease import Lease
 from workers.broker.message import LaneMessage, job_of
 from workers.broker.staff import Staff
 from workers.broker.view import QueueView
-from workers.errors import InvalidHandler
+from workers.errors import BootFailed, InvalidHandler
 
 __all__ = ["LaneBroker", "MemoryBroker", "make_broker"]
 
@@ -50,6 +50,8 @@ class LaneBroker(Broker):
         self.fail_fast_default = fail_fast_default
         self.owns_process = False
         """Set by a command line whose process only works: a boot that fails ends it, with an exit code."""
+        self.must_succeed: frozenset[str] = frozenset()
+        """Signals whose hooks may not fail: a command line that starts a worker names those of the boot."""
         self.usual_prefetch: int | None = None
         """What the worker prefetches where nobody has chosen a number."""
         self.dead_letters_by_queue: defaultdict[str, list[MessageProxy]] = defaultdict(list)
@@ -92,16 +94,23 @@ class LaneBroker(Broker):
                 act(self, *args, **kwargs)
             except MiddlewareError:
                 raise
-            except Exception:
-                self.logger.critical("%r failed in before_%s", middleware, signal, exc_info=True)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is logged or raised
+                self._failed(middleware, "before", signal, error)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """As :meth:`emit_before`, from the last middleware to the first, and whatever they raise is logged."""
         for middleware, act in reversed(self._listening("after_" + signal)):
             try:
                 act(self, *args, **kwargs)
-            except Exception:
-                self.logger.critical("%r failed in after_%s", middleware, signal, exc_info=True)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is logged or raised
+                self._failed(middleware, "after", signal, error)
+
+    def _failed(self, middleware: Middleware, when: str, signal: str, error: Exception) -> None:
+        """Log it, as Dramatiq does, unless somebody has said that it may not fail."""
+        if signal in self.must_succeed:
+            why = f"{type(error).__name__}: {error}"
+            raise BootFailed(f"the worker could not start: {middleware!r} failed in {when}_{signal}: {why}") from error
+        self.logger.critical("%r failed in %s_%s", middleware, when, signal, exc_info=error)
 
     def _listening(self, hook: str) -> list[tuple[Middleware, Callable[..., None]]]:
         """Who has a hook, remembered until the stack changes (it is a public list, so it is compared)."""
