@@ -35,7 +35,7 @@ async def on_loop(event: Stage, ctx: Context) -> None:
         await asyncio.sleep(event.takes_s if is_first(event) else 0)
 
 
-@app.on(Stage, topics=f"{STAGE}:thread", key="key", name=f"{STAGE}-thread", min_backoff=1000, max_backoff=1000)
+@app.on(Stage, topics=f"{STAGE}:thread", key="key", name=f"{STAGE}-thread", min_backoff=4000, max_backoff=4000)
 def on_thread(event: Stage, ctx: Context) -> None:
     with pen.run(ctx.envelope.id, event.key or ""):
         if not is_first(event):

@@ -196,6 +196,37 @@ def test_a_lifespan_that_fails_fails_the_start(
     assert "in model" in worker.errors  # the app's own failure comes with its traceback
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("hook", ["after_process_boot", "before_worker_boot", "after_worker_boot"])
+def test_a_hook_that_fails_fails_the_start_and_what_was_open_is_closed(
+    hook: str, processes: str, env: dict[str, str], server: object, tmp_path: Path
+) -> None:
+    hooked = f"""
+import dramatiq
+from dramatiq.middleware import MiddlewareError
+
+class Hooked(dramatiq.Middleware):
+    def {hook}(self, broker, *worker):
+        raise {"MiddlewareError" if hook == "before_worker_boot" else "RuntimeError"}("not in this house")
+
+app.broker.add_middleware(Hooked())
+
+@app.lifespan
+async def model():
+    print("opened", flush=True)
+    yield
+    print("closed", flush=True)
+"""
+    write(tmp_path, SLOW + hooked)
+    command = [*CALLBOARD, "worker", "shop", "--processes", processes]
+    with program(command, tmp_path, folder=tmp_path, env=env) as worker:
+        assert worker.process.wait(20) == 3
+
+    assert worker.errors.count("not in this house") >= 1
+    assert len([line for line in worker.errors.splitlines() if line.startswith("error: ")]) == 1
+    assert worker.lines == ([] if hook == "after_process_boot" else ["opened", "closed"])
+
+
 def test_a_worker_whose_server_is_away_does_not_start_and_hides_the_password(env: dict[str, str]) -> None:
     away = {**env, "BUS_URL": f"redis://me:{SECRET}@127.0.0.1:1/0"}
 

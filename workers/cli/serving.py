@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from dramatiq import Worker
+from dramatiq.middleware import MiddlewareError
 
-from workers import App, MemoryWorker
+from workers import App, BootFailed, MemoryWorker
 from workers.cli.loading import load_app
 from workers.cli.outcome import USAGE, Failed
 from workers.cli.stopping import AFTER_GRACE_S, GUARD_S, Stop, StoppedEarly
 from workers.health import Endpoint, Reporter, WorkerHealth, probed_lag_s
+from workers.middleware import EXIT_BOOT
 from workers.supervisor import Command, Guard, Tether, names_of_forks
 
 __all__ = ["Wishes", "open_endpoint", "serve"]
@@ -58,16 +60,21 @@ def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint 
     _check(app, wishes.queues)
     health = _health_of(app, wishes.queues) if wishes.health is not None else None
     app.broker.owns_process = True
-    # Middleware that serves a whole process (time limits) starts here; only command lines say so.
-    app.broker.emit_after("process_boot")
+    app.broker.must_succeed = frozenset({"process_boot", "worker_boot"})
     running = Worker(app.broker, queues=set(wishes.queues) or None, worker_threads=wishes.threads)
     try:
+        # Middleware that serves a whole process (time limits) starts here; only command lines say so.
+        app.broker.emit_after("process_boot")
         running.start()
         stop.booted()
     except StoppedEarly:
         # It may have come when threads were at work already, before this one could say so.
         _end(app, running, wishes.grace_s)
         raise
+    except (BootFailed, MiddlewareError) as error:  # a hook of the app's own middleware
+        _end(app, running, wishes.grace_s)
+        log.critical("%s", error, exc_info=error.__cause__)
+        raise SystemExit(EXIT_BOOT) from None
     _tell(app, wishes, tether)
     with ExitStack() as stack:
         if endpoint is not None and health is not None:
