@@ -28,6 +28,8 @@ NEEDED = (
     "PUBLISH $channel v",
     "TIME",
     "XADD $key * f v",
+    "XTRIM $key MAXLEN 1",
+    "ZREMRANGEBYSCORE $key 0 1",
     "ZADD $key 1 f",
     "ZINCRBY $key 1 f",
     # What we call beside them.
