@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +165,17 @@ def test_an_app_that_cannot_start_ends_everything_and_is_said_once(
     assert why in errors[0]
 
 
+def test_a_child_that_dies_before_it_is_ready_again_and_again_ends_everything(
+    bus: Bus, env: dict[str, str], server: object, tmp_path: Path
+) -> None:
+    write(tmp_path, APP + "\nimport signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with program(TWO, tmp_path, folder=tmp_path, env=env) as master:
+        assert master.process.wait(30) == 3
+
+    assert len(noted(env, "imported")) == 3
+    assert "error: worker 1 was killed by SIGKILL before it was ready, again and again" in master.errors
+
+
 def test_a_server_that_is_away_ends_everything_with_one_line_and_no_password(tmp_path: Path) -> None:
     away = {"BUS_URL": f"redis://me:{SECRET}@127.0.0.1:1/0"}
     done = callboard("worker", "tests.examples.play:app", "--processes", "3", env=away)
@@ -239,12 +251,14 @@ def test_a_stop_is_graceful_whoever_hears_the_signal(hears: str, bus: Bus, env: 
     with program(TWO, tmp_path, folder=tmp_path, env=env) as master:
         master.wait_for("all 2 processes are ready")
         for n in range(4):
-            bus.publish_sync({"type": "job", "n": n, "s": 1})
+            bus.publish_sync({"type": "job", "n": n, "s": 1.5})
         wait_until(lambda: all(noted(env, f"began-{n}") for n in range(4)), "all four to begin")
 
-        # As a service manager does: each process is told, and the master tells its children once more.
-        for pid in noted(env, "imported") if hears == "everybody" else []:
-            os.kill(pid, signal.SIGTERM)
+        if hears == "everybody":  # as a service manager does, and the master, late, tells its children once more
+            for pid in noted(env, "imported"):
+                os.kill(pid, signal.SIGTERM)
+            told_s = time.monotonic()
+            wait_until(lambda: time.monotonic() - told_s > 0.7, "it to be no longer the same signal")
         assert master.end() == 0
 
     assert all(noted(env, f"ended-{n}") for n in range(4))
@@ -259,7 +273,7 @@ def test_a_second_signal_ends_everybody_at_once(bus: Bus, env: dict[str, str], t
         bus.publish_sync({"type": "job", "n": 1, "s": 60})
         wait_until(lambda: noted(env, "began-1"), "the work to begin")
         master.process.send_signal(signal.SIGTERM)
-        master.wait_for("stopping 2 processes")
+        master.wait_for("stopping: 2 running")
         wait_until(lambda: _has_left(master), "the master to take a later signal for a second one", 10)
 
         assert master.process.wait(10) == 1

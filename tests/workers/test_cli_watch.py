@@ -58,7 +58,7 @@ def test_a_change_is_at_work_and_an_error_is_told_and_the_next_change_tried(
 ) -> None:
     write(tmp_path, 1)
     with program(WATCH, tmp_path, folder=tmp_path, env=env) as worker:
-        worker.wait_for("all 1 processes are ready")
+        worker.wait_for("1 process is ready")
         wait_for_version(worker, bus, 1)
         write(tmp_path, 2)
         wait_for_version(worker, bus, 2)
@@ -96,7 +96,7 @@ def test_only_python_files_of_the_watched_folders_count(bus: Bus, env: dict[str,
     for folder in ("src", "other"):
         (tmp_path / folder).mkdir()
     with program([*WATCH, "src"], tmp_path, folder=tmp_path, env=env) as worker:
-        worker.wait_for("all 1 processes are ready")
+        worker.wait_for("1 process is ready")
         (tmp_path / "other" / "ignored.py").write_text("")
         (tmp_path / "src" / "ignored.txt").write_text("")
         (tmp_path / "src" / "seen.py").write_text("")

@@ -26,7 +26,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 def doctor(
     where: Annotated[
         str | None,
-        typer.Argument(metavar="[MODULE:APP]", help="An app, whose bus is looked at, and whose handlers are compared."),
+        typer.Argument(metavar="MODULE:APP", help="An app, whose bus is looked at, and whose handlers are compared."),
     ] = None,
     as_json: Annotated[
         bool,

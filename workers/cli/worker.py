@@ -36,7 +36,7 @@ def worker(
     where: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, as in shop.events:app.")],
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DIR]...", help="With --watch: the folders to watch (else the current one)."),
+        typer.Argument(metavar="DIR", help="With --watch: the folders to watch (else the current one)."),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Handlers at once, a process.")] = 8,
     processes: Annotated[

@@ -154,7 +154,7 @@ class Supervisor:
     def _on_stop(self) -> None:
         now = time.monotonic()
         if self._stopping_since is None:
-            log.info("stopping %d processes: each has %g s", sum(len(s.all()) for s in self._slots), self._limit_s)
+            log.info("stopping: %d running, with %g s at most", len(self._alive()), self._limit_s)
             self._end(0)
         elif now - self._stopping_since >= SAME_SIGNAL_S:
             log.critical("a second signal: leaving at once; what was running runs again when the lease ends")
@@ -199,7 +199,8 @@ class Supervisor:
                 old.drain(self._limit_s)
         if not self._complete and all(slot.ready for slot in self._slots):
             self._complete = True
-            log.info("all %d processes are ready", len(self._slots))
+            number = len(self._slots)
+            log.info("%s ready", f"all {number} processes are" if number > 1 else "1 process is")
 
     def _fill(self, slots: list[Slot]) -> None:
         """Start a child wherever there is none; the very first one alone."""
