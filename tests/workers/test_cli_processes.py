@@ -369,6 +369,34 @@ def test_a_process_that_is_alone_begins_anew_on_sighup(bus: Bus, env: dict[str, 
     assert noted(env, "imported") == [worker.process.pid] * 2
 
 
+# Runs a program as the leader of a terminal's session; the terminal is its stdin.
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", [WORKER, TWO], ids=["alone", "master"])
+def test_closing_the_terminal_stops_it_and_sighup_before_is_a_reload(
+    command: list[str], bus: Bus, env: dict[str, str], tmp_path: Path
+) -> None:
+    write(tmp_path)
+    ours, terminal = os.openpty()
+    on_terminal = [sys.executable, "-c", ON_TERMINAL, *command]
+    with program(on_terminal, tmp_path, folder=tmp_path, env=env, stdin=terminal) as worker:
+        os.close(terminal)
+        first = 1 if command is WORKER else 2
+        wait_for_workers(worker, env, first)
+        worker.process.send_signal(signal.SIGHUP)
+        wait_for_workers(worker, env, 2 * first)
+        wait_until(lambda: worker.errors.count("stopped") == first, "the old ones to be gone", 20)
+
+        os.close(ours)
+
+        assert worker.process.wait(20) == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_nothing_that_a_worker_started_is_left_when_it_is_killed(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:
     write(tmp_path)

@@ -7,10 +7,12 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 from workers.cli.outcome import FAILURE
+from workers.supervisor import Hangup
 
 __all__ = ["AFTER_GRACE_S", "GUARD_S", "Stop", "StoppedEarly"]
 
@@ -42,8 +44,8 @@ class Stop:
         self._asked = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-            self._has_terminal = _terminal_is_there()
+        self._hangup = Hangup()
+        if self._hangup.heeded:
             signal.signal(signal.SIGHUP, self._on_hangup)
 
     def booted(self) -> None:
@@ -72,7 +74,7 @@ class Stop:
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         if self._child or self._asked.is_set():
             return
-        if self._has_terminal and not _terminal_is_there():  # nobody asks for a reload: the terminal was closed
+        if self._hangup.closed_terminal():
             self._on_signal(number, frame)
             return
         self.again = True
@@ -93,14 +95,6 @@ class Stop:
 
 def _leave(why: str) -> NoReturn:
     """Exit without asking anybody, from any thread or signal handler: so no logging, whose lock may be taken."""
-    os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
+    with suppress(OSError, ValueError):  # nobody reads it any more
+        os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
     os._exit(FAILURE)
-
-
-def _terminal_is_there() -> bool:
-    """Whether this process has a terminal that can still be reached."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True

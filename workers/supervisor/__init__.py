@@ -21,8 +21,9 @@ whatever else runs processes that come and go with the code.
 from workers.supervisor.child import Command
 from workers.supervisor.fork import names_of_forks, run_fork
 from workers.supervisor.guard import Guard
+from workers.supervisor.hangup import Hangup
 from workers.supervisor.master import Supervisor
 from workers.supervisor.tether import Tether
 from workers.supervisor.watch import Watcher
 
-__all__ = ["Command", "Guard", "Supervisor", "Tether", "Watcher", "names_of_forks", "run_fork"]
+__all__ = ["Command", "Guard", "Hangup", "Supervisor", "Tether", "Watcher", "names_of_forks", "run_fork"]

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 __all__ = ["Guard"]
 
@@ -59,7 +60,8 @@ def main(parent: int, limit_s: float) -> None:
         if readable and not os.read(0, 64):
             return
     if os.getppid() == parent:
-        os.write(2, f"error: {TEXT}\n".encode())
+        with suppress(OSError):  # nobody reads it any more
+            os.write(2, f"error: {TEXT}\n".encode())
         os.kill(parent, signal.SIGKILL)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from workers.supervisor.child import Child, Command
+from workers.supervisor.hangup import Hangup
 from workers.supervisor.slot import Slot
 
 __all__ = ["Supervisor"]
@@ -49,6 +50,7 @@ class Supervisor:
         self._crashes = 0
         self._stopping_since: float | None = None
         self._exit_code = 0
+        self._hangup = Hangup()
         self._wishes, self._wish = os.pipe()
         os.set_blocking(self._wishes, False)
         os.set_blocking(self._wish, False)
@@ -104,7 +106,7 @@ class Supervisor:
         Afterwards they are ignored: the process is about to exit, and a late one must not change its exit code.
         """
         ours = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        if self._hangup.heeded:
             ours.append(signal.SIGHUP)
         for number in (*ours, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
@@ -148,6 +150,9 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT):
             self._on_stop()
         elif number == signal.SIGHUP and self._stopping_since is None:
+            if self._hangup.closed_terminal():
+                self._on_stop()
+                return
             self._generation += 1
             log.info("reloading: a fresh process for each worker, one after another")
 
