@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,42 @@ def test_a_handler_sees_that_the_worker_is_stopping(app: App, bus: Bus) -> None:
         assert begun.wait(5)
 
     assert seen == [False, True]
+
+
+def test_a_handler_has_the_whole_grace_however_many_threads_are_idle(app: App, bus: Bus) -> None:
+    threads = 8
+    everybody, begun, release, ended = (
+        threading.Barrier(threads),
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+    )
+
+    @app.on(Cue)
+    def handler(event: Cue) -> None:
+        everybody.wait(10)
+        if threading.current_thread() is last:
+            begun.set()
+            release.wait(10)
+            ended.set()
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=500, worker_threads=threads)
+    worker.start()
+    last = worker.workers[-1]
+    for _ in range(threads):
+        bus.publish_sync(Cue())
+    assert begun.wait(5)
+    stopping = threading.Thread(target=worker.stop, kwargs={"timeout": 4_000})
+    stopping.start()
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 2.5, "half of the grace to pass")
+    still_waits = app.broker.lease.running() == 1
+    release.set()
+    stopping.join(10)
+
+    assert still_waits
+    assert ended.is_set()
+    assert bus.store.pending("default") == 0
 
 
 def test_a_worker_closes_only_what_it_opened(app: App, bus: Bus) -> None:

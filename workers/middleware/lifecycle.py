@@ -17,6 +17,7 @@ from dramatiq.middleware import Middleware, MiddlewareError
 
 from bus.bindings import Binding
 from workers.broker import LaneBroker
+from workers.crew import Crew
 from workers.errors import BootFailed, MemoryWorker
 from workers.runtime import Runtime
 
@@ -74,6 +75,7 @@ class Lifecycle(Middleware):
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LaneBroker):
             self._runtime.quiet(broker)
+            worker.workers[:] = [Crew(worker.workers)]  # type: ignore[list-item]  # all that it needs of a thread
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LaneBroker):
