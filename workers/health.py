@@ -11,11 +11,13 @@ all of them are, and ``workers`` says of each how it is. No text here names a se
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -214,6 +216,14 @@ class Endpoint:
 class _Server(ThreadingHTTPServer):
     daemon_threads = False  # so that close() waits for them
     endpoint: Endpoint
+
+    def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        super().__init__(place, handler)
+
+    def server_bind(self) -> None:
+        """Without HTTPServer's look for our name, which may wait for a name server."""
+        TCPServer.server_bind(self)
 
 
 class _Request(BaseHTTPRequestHandler):

@@ -32,7 +32,11 @@ async def boot() -> AsyncIterator[None]:
 @app.on(Stage, topics=f"{STAGE}:async", key="key", name=f"{STAGE}-async")
 async def on_loop(event: Stage, ctx: Context) -> None:
     with pen.run(ctx.envelope.id, event.key or ""):
-        await asyncio.sleep(event.takes_s if is_first(event) else 0)
+        if not is_first(event):
+            return
+        while not SIGNALLED.exists():  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(event.takes_s)
 
 
 @app.on(Stage, topics=f"{STAGE}:thread", key="key", name=f"{STAGE}-thread", min_backoff=4000, max_backoff=4000)

@@ -55,6 +55,7 @@ class Caught:
 
 
 ASYNC = Caught("async", 60, 0.5, "cancelled")
+BRIEF = Caught("async", 1.5, 5, "done")
 SYNC = Caught("sync", 1.5, 5, "done")
 LONG = Caught("sync", 60, 20, "left", (1,))
 RELEASED = Caught("released", 60, 0.5, "left", (0, 1))
@@ -154,6 +155,9 @@ def at_work(way: Way, caught: Caught, world: World, *, everybody: bool = False) 
     codes = None if way.name in ("dramatiq", "honcho") else caught.exit_codes
     took_s = ended(worker, sent_s, caught.grace_s + AFTER_GRACE_S, codes)
     waited_s = what_became(world, caught, event_id, sent_s + took_s)
+    if caught.ends == "cancelled":
+        cancelled_s = (world.journal.of(event_id)[0].ended_s or 0) - sent_s
+        assert cancelled_s >= caught.grace_s - 0.1, f"it had {cancelled_s:.1f} s of its grace"
     clear_away(world, heir)
     return Finding(f"SIGTERM, {caught.how} handler", f"gone after {took_s:.1f} s, on after {waited_s:.2f} s", took_s)
 
@@ -263,18 +267,21 @@ def row(state: str, way: str, promise: str, run: Callable[..., Finding], *args: 
 CANCELLED = (
     "an async handler is cancelled at the grace's end, its finally runs, and its event goes on elsewhere at once"
 )
-FINISHED = "a handler on a thread may finish, and what waits behind it goes on elsewhere at once"
+FINISHED = "a handler may finish, and what waits behind it goes on elsewhere at once"
 C_CODE = "what C code holds is left at the deadline, and runs again when the lease ends"
 
 FAULTS = (
     *(row("idle", way, "an idle worker stops within seconds", idle) for way in WAYS),
     *(row("boot", way, "a boot is unwound: what was opened is closed", booting) for way in ("callboard", "processes")),
     *(row("async", way, CANCELLED, at_work, ASYNC) for way in ("callboard", "processes", "dramatiq", "embedded")),
+    *(row("async-brief", way, FINISHED, at_work, BRIEF) for way in ("callboard", "processes", "embedded")),
+    row("async-brief", "dramatiq", FINISHED, at_work, Caught("async", 3, 6, "done")),
     row("everybody", "processes", CANCELLED, partial(at_work, everybody=True), ASYNC),
     *(row("sync", way, FINISHED, at_work, SYNC) for way in ("callboard", "processes", "embedded")),
     row("sync", "dramatiq", FINISHED, at_work, Caught("sync", 3, 6, "done")),  # it looks for signals once a second
     row("sync", "honcho", FINISHED, at_work, Caught("sync", 1, 3, "done")),
     row("async", "honcho", CANCELLED, at_work, Caught("async", 60, 3, "cancelled")),
+    row("async-brief", "honcho", FINISHED, at_work, Caught("async", 1, 3, "done")),
     *(row("released", way, C_CODE, at_work, RELEASED) for way in ("callboard", "processes")),
     *(row("held", way, C_CODE, at_work, HELD) for way in ("callboard", "processes")),
     row("retry", "callboard", "a retry keeps its time and its place, whoever makes it", retrying),

@@ -18,6 +18,7 @@ SECRET = "hunter2"
 
 COMMANDS = {
     "callboard": [*CALLBOARD, "worker", "{app}", "--threads", "2"],
+    "processes": [*CALLBOARD, "worker", "{app}", "--threads", "2", "--processes", "2"],
     "dramatiq": [sys.executable, "-m", "dramatiq", "{app}.broker", "-p", "1", "-t", "2"],
 }
 
@@ -39,7 +40,7 @@ def work(event):
 
 @pytest.fixture(params=COMMANDS)
 def command(request: pytest.FixtureRequest) -> list[str]:
-    """Both ways to start a worker; ``{app}`` stands for the app."""
+    """The ways to start a worker; ``{app}`` stands for the app."""
     return COMMANDS[request.param]
 
 
