@@ -100,6 +100,7 @@ class App:
 
     @property
     def runtime(self) -> Runtime:
+        """What is open while a worker runs; for command lines."""
         return self._runtime
 
     def bind(self) -> None:

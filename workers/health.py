@@ -14,19 +14,18 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from dramatiq import Broker, MessageProxy
 from dramatiq.middleware import Middleware
 
 from bus import Bus, BusError
 
-__all__ = ["Endpoint", "Reporter", "WorkerHealth", "probed_lag_s", "reasons_of"]
+__all__ = ["Endpoint", "Reporter", "WorkerHealth", "reasons_of"]
 
 STUCK_S = 60.0
 """How long work may wait while nothing is taken."""
@@ -37,27 +36,6 @@ LOOK_S = 1.0
 REPORT_S = 2.0
 REQUEST_S = 2.0
 """How long a client may take over its request."""
-
-
-class Submit(Protocol):
-    """How a coroutine is started on a worker's event loop, from any thread."""
-
-    def __call__(self, work: Coroutine[Any, Any, None]) -> Future[None]: ...
-
-
-def probed_lag_s(submit: Submit) -> float:
-    """How late an event loop is right now: how long it takes to get to a new coroutine, ``LAG_S`` at most. Blocks for that."""
-
-    async def nothing() -> None: ...
-
-    began = time.monotonic()
-    try:
-        submit(nothing()).result(LAG_S)
-    except TimeoutError:
-        return LAG_S
-    except (RuntimeError, CancelledError):  # the loop is ending
-        return 0.0
-    return time.monotonic() - began
 
 
 class Pulse(Middleware):

@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, callboard, error_of, program
 from tests.workers.running import working
 from workers import App
-from workers.health import Endpoint, WorkerHealth, probed_lag_s, reasons_of
+from workers.health import Endpoint, WorkerHealth, reasons_of
 
 APP = """
 import os, time
@@ -114,7 +114,7 @@ def health_of(app: App, **options: float) -> WorkerHealth:
     def served() -> set[str]:
         return {f"default|{name}" for name in app.handlers}
 
-    health = WorkerHealth(app.bus, served, lambda: probed_lag_s(app.runtime.loop.submit), **options)
+    health = WorkerHealth(app.bus, served, lambda: app.runtime.loop.lag_s, **options)
     app.broker.add_middleware(health.pulse)
     return health
 

@@ -14,7 +14,7 @@ from workers import App, BootFailed, MemoryWorker
 from workers.cli.loading import load_app
 from workers.cli.outcome import USAGE, Failed
 from workers.cli.stopping import AFTER_GRACE_S, GUARD_S, Stop, StoppedEarly
-from workers.health import Endpoint, Reporter, WorkerHealth, probed_lag_s
+from workers.health import Endpoint, Reporter, WorkerHealth
 from workers.middleware import EXIT_BOOT
 from workers.supervisor import Command, Guard, Tether, names_of_forks
 
@@ -148,6 +148,6 @@ def _health_of(app: App, queues: tuple[str, ...]) -> WorkerHealth:
             if not queues or actor.queue_name in queues
         }
 
-    health = WorkerHealth(app.bus, served, lambda: probed_lag_s(app.runtime.loop.submit))
+    health = WorkerHealth(app.bus, served, lambda: app.runtime.loop.lag_s)
     app.broker.add_middleware(health.pulse)
     return health
