@@ -10,6 +10,7 @@ from bus.errors import (
     BusClosed,
     BusError,
     BusUnavailable,
+    HookFailed,
     InvalidEvent,
     InvalidLog,
     InvalidPosition,
@@ -17,13 +18,15 @@ from bus.errors import (
     InvalidTopic,
     LogClosed,
     PayloadTooLarge,
+    Refused,
     UnsafeServer,
 )
 from bus.events import Event
 from bus.listener import Listener
 from bus.logs import Log
 from bus.position import Position
-from bus.publisher import Publication, Receipt
+from bus.publication import Publication
+from bus.publisher import Receipt
 from bus.threads import SyncListener
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "Envelope",
     "Event",
     "Gap",
+    "HookFailed",
     "InvalidEvent",
     "InvalidLog",
     "InvalidPosition",
@@ -48,6 +52,7 @@ __all__ = [
     "Position",
     "Publication",
     "Receipt",
+    "Refused",
     "Status",
     "SyncListener",
     "UnsafeServer",

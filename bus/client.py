@@ -33,6 +33,7 @@ from bus.listener import After, Joined, Listener, start_of
 from bus.logs import Log
 from bus.mailbox import Policy, make_mailbox
 from bus.position import Position
+from bus.publication import Hook
 from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
 from bus.reader import Reader
 from bus.settings import Limits, check_log, settle_namespace, settle_url
@@ -277,6 +278,16 @@ class Bus:
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
+    def before_publish(self, hook: Hook) -> Hook:
+        """Have a plain function see every event before it is published, and change or refuse it: a decorator.
+
+        ``hook(draft: Publication) -> Publication`` gives the draft back, or another one (``dataclasses.replace``), or
+        raises :class:`~bus.errors.Refused`; then nothing is published. Hooks are asked in order of registration, once for
+        each event, by every door of this object. See :mod:`bus.publication`. The hook is returned as it is.
+        """
+        self._publisher.hooks.add(hook)
+        return hook
+
     async def publish(
         self,
         event: Event | Mapping[str, Any],
@@ -298,7 +309,7 @@ class Bus:
         logged if they are lost, and their receipts have the last position known. The same ``id`` within the window (5 minutes) gives the first one's position.
 
         A lost connection is retried until the deadline (5 s). Raises ``InvalidEvent``, ``InvalidTopic``,
-        ``PayloadTooLarge``, ``LogClosed`` (nothing was published), ``BusClosed``, or ``BusUnavailable``, whose ``outcome`` says whether
+        ``PayloadTooLarge``, ``LogClosed``, what a hook raises (nothing was published), ``BusClosed``, or ``BusUnavailable``, whose ``outcome`` says whether
         the event was refused or its fate is unknown. On a loop that has not opened the bus it works through a thread.
         """
         publication = Publication(event, topics, key, id, delay, at, log)

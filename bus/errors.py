@@ -15,6 +15,7 @@ __all__ = [
     "BusClosed",
     "BusError",
     "BusUnavailable",
+    "HookFailed",
     "InvalidEvent",
     "InvalidLog",
     "InvalidPosition",
@@ -22,6 +23,7 @@ __all__ = [
     "InvalidTopic",
     "LogClosed",
     "PayloadTooLarge",
+    "Refused",
     "UnsafeServer",
 ]
 
@@ -53,6 +55,28 @@ class PayloadTooLarge(InvalidEvent):
         )
         self.size = size
         self.limit = limit
+
+
+class Refused(BusError):
+    """For an app's own ``before_publish`` hooks to raise: this event may not be published, and was not.
+
+    ``why`` is for a person, ``rule`` for a program: whatever short name the app gives to what was broken. Keep payloads
+    out of both, as they may be logged.
+    """
+
+    def __init__(self, why: str, *, rule: str | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.rule = rule
+
+
+class HookFailed(BusError):
+    """A ``before_publish`` hook broke, so nobody has judged the event; nothing was published. ``hook`` is its name."""
+
+    def __init__(self, hook: str, why: str) -> None:
+        super().__init__(f"the before_publish hook {hook} {why}; nothing was published")
+        self.hook = hook
+        self.why = why
 
 
 class InvalidPosition(BusError):

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bus import codec, ids
 from bus.bindings import Routing
 from bus.causation import CAUSE
 from bus.clock import Clock
 from bus.errors import BusUnavailable, InvalidEvent, LogClosed, PayloadTooLarge
-from bus.events import Event
 from bus.position import Position
+from bus.publication import Delay, Hooks, Publication
 from bus.settings import Limits, check_log
 from bus.store import base
-from bus.store.base import NO_LIMITS, Appended, Batch, Ended, OwnLimits, Post, Stale
+from bus.store.base import Appended, Batch, Ended, OwnLimits, Post, Stale
 from bus.topics import topic_set
 
-__all__ = ["Answer", "Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
+__all__ = ["Answer", "Delay", "Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
 
 BATCH = 500
 """Posts in one script call at most, so that no call holds the server up for long."""
@@ -37,26 +36,6 @@ FIRST_PAUSE_S = 0.02
 LAST_PAUSE_S = 0.5
 
 log = logging.getLogger("callboard.bus")
-
-Delay = timedelta | float
-"""A length of time: a ``timedelta``, or seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """One event of a ``publish_many``, with the options of a single ``publish``.
-
-    ``own`` are the log's own limits, which :meth:`bus.Bus.log` fills in.
-    """
-
-    event: Event | Mapping[str, Any]
-    topics: Iterable[str] = ("global",)
-    key: str | None = None
-    id: str | None = None
-    delay: Delay | None = None
-    at: datetime | None = None
-    log: str | None = None
-    own: OwnLimits = NO_LIMITS
 
 
 class Receipt(NamedTuple):
@@ -102,7 +81,7 @@ Plan = Generator[Send | Pause, Answer, list[Receipt]]
 
 
 class Publisher:
-    """Turns events into batches. Safe from any thread; holds the cached bindings and nothing else that changes."""
+    """Turns events into batches. Safe from any thread; holds the hooks, the cached bindings, and nothing else that changes."""
 
     def __init__(self, source: str, limits: Limits, clock: Clock) -> None:
         self._source = source
@@ -110,11 +89,16 @@ class Publisher:
         self._clock = clock
         self._log_limits = base.Limits(limits.cap, int(limits.ttl_s * 1000))
         self._window_ms = int(limits.window_s * 1000)
+        self.hooks = Hooks()
         # No bindings, version 0: right for a namespace that has none, and stale (then told so) for any other.
         self._routing = Routing(Stale(0, {}))
 
     def letter(self, publication: Publication) -> Letter:
-        """Check and encode one publication. Raises ``InvalidEvent``, ``InvalidTopic``, ``PayloadTooLarge``, ``InvalidLog``."""
+        """Ask the hooks, then check and encode one publication.
+
+        Raises ``InvalidEvent``, ``InvalidTopic``, ``PayloadTooLarge``, ``InvalidLog``, and what the hooks raise.
+        """
+        publication = self.hooks.ask(publication)
         cause = CAUSE.get()
         key = _checked_key(publication.key)
         written = codec.write(
