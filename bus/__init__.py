@@ -3,6 +3,7 @@
 Start with :class:`Bus` and :class:`Event`. The README beside this file tells how the rooms fit together.
 """
 
+from bus.agents import AgentEventBus, agent_event_bus
 from bus.client import Bus, Status
 from bus.delivery import Closed, Delivery, Gap
 from bus.envelope import Envelope
@@ -30,6 +31,7 @@ from bus.publisher import Receipt
 from bus.threads import SyncListener
 
 __all__ = [
+    "AgentEventBus",
     "Bus",
     "BusClosed",
     "BusError",
@@ -56,4 +58,5 @@ __all__ = [
     "Status",
     "SyncListener",
     "UnsafeServer",
+    "agent_event_bus",
 ]
