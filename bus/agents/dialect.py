@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -58,7 +59,12 @@ def of_topic(old: str) -> str:
     """Our topic for an old one. Raises ``InvalidTopic`` for what is not text."""
     if not isinstance(old, str):
         raise InvalidTopic(f"<{type(old).__name__}>", "a topic is a str: pass its name")
-    ours = ":".join(_UNFIT.sub(_escape, segment) or "~" for segment in str.__str__(old).split(":"))
+    return _of_topic(str.__str__(old))  # an enum's or another subclass's plain text
+
+
+@lru_cache(maxsize=4096)
+def _of_topic(old: str) -> str:
+    ours = ":".join(_UNFIT.sub(_escape, segment) or "~" for segment in old.split(":"))
     try:
         return check_topic(ours)
     except InvalidTopic:  # too long, or too many segments
