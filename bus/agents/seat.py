@@ -104,6 +104,8 @@ class Seat:
         try:
             while (listener := self._listener) is not None:
                 async for item in listener:
+                    if self._listener is not listener:
+                        break  # its successor begins before this item
                     if not await self._take(item):
                         self._forget()
                         await _hang_up(self.socket)

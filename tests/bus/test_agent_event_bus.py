@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import bus.agents
-from bus import AgentEventBus, Bus, Event, InvalidEvent, InvalidTopic, agent_event_bus
+from bus import AgentEventBus, Bus, Event, InvalidEvent, InvalidTopic, Publication, agent_event_bus
 from bus.agents import dialect
-from bus.listener import QUEUE, Listener
+from bus.listener import Listener
+from bus.mailbox import QUEUE
 from bus.topics import check_topic
 from tests.bus.sockets import Failing, Hung, Socket
 from tests.waiting import eventually
@@ -194,6 +195,26 @@ async def test_topics_added_one_by_one_amid_a_stream_lose_and_repeat_nothing(url
         await every_socket_is_done(agents, socket)
 
     assert socket.numbers == list(range(300))
+
+
+async def test_topics_added_while_a_socket_reads_from_the_log_lose_and_repeat_nothing(url: str, namespace: str) -> None:
+    count = QUEUE + 1000
+    async with Watched(url, namespace) as agents:
+        socket = Hung()
+        await agents.subscribe("ada", socket, ["global"])
+        for start in range(0, count, 100):
+            await agents.below.publish_many(
+                [Publication(event(n), ["global", f"t{n % 50}"]) for n in range(start, start + 100)]
+            )
+        await eventually(lambda: agents.below.status().lag > QUEUE, "the socket to be far behind")
+
+        socket.freed.set()
+        for n in range(50):
+            await agents.subscribe("ada", socket, [f"t{n}"])
+            await asyncio.sleep(0)
+        await every_socket_is_done(agents, socket)
+
+    assert socket.numbers == list(range(count))
 
 
 async def test_a_socket_of_two_agents_hears_an_event_once_and_leaves_with_each(url: str, namespace: str) -> None:
@@ -379,6 +400,7 @@ async def test_a_socket_that_is_far_behind_costs_bounded_memory_and_loses_nothin
             await asyncio.gather(*(agents.publish(event(n)) for n in range(start, start + 500)))
         await good.hears(count)
 
+        gc.collect()  # those of other tests
         waiting = [re.search(r"(\d+) waiting", repr(one)) for one in gc.get_objects() if isinstance(one, Listener)]
         assert len(waiting) == 2
         assert all(found is not None and int(found[1]) <= QUEUE for found in waiting)

@@ -422,11 +422,17 @@ async def test_of_several_bridges_one_works_and_another_takes_over(
 async def test_the_bridge_comes_back_from_killed_connections_and_loses_nothing_outwards(
     server: Server, namespace: str, old: OldServer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    with server.client() as client:
+        [olds] = patterns(client)
     agents = await bridged(server, namespace)
     for n in range(60):
         await agents.publish(event(n))
         if n % 20 == 10:
             assert kill(server, "normal")
+            with server.client() as client:
+                await eventually(lambda: len(patterns(client)) == 2, "the bridge to be back")
+                [bridges] = [each["id"] for each in patterns(client) if each["id"] != olds["id"]]
+                assert client.client_kill_filter(_id=bridges) == 1
     await eventually(lambda: len({message["event"]["n"] for _, message in old.look()}) == 60, "all to come out", 20)
     await agents.close_redis()
 
