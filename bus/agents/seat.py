@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from bus.agents import dialect
 from bus.client import Bus
 from bus.delivery import Delivery, Gap
+from bus.errors import BusClosed
 from bus.listener import Listener
 from bus.position import Position
 
@@ -92,10 +93,13 @@ class Seat:
             if old is not None:
                 await old.close()
             await self._listener.__aenter__()
+            if self._left:
+                raise BusClosed("the bus was closed while a socket subscribed")  # noqa: TRY301 - undone like any failure
         except BaseException:
             self._forget()
             if self._task is not None:
                 self._task.cancel()
+            await self._listener.close()
             raise
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="callboard socket")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import re
 import weakref
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import bus.agents
-from bus import AgentEventBus, Bus, Event, InvalidEvent, InvalidTopic, Publication, agent_event_bus
+from bus import AgentEventBus, Bus, BusError, Event, InvalidEvent, InvalidTopic, Publication, agent_event_bus
 from bus.agents import dialect
 from bus.listener import Listener
 from bus.mailbox import QUEUE
@@ -665,6 +666,39 @@ async def test_closing_ends_sockets_that_hang(url: str, namespace: str) -> None:
         await agents.close_redis()
 
     assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21])
+async def test_closing_amid_subscribing_leaves_nothing(turns: int, url: str, namespace: str) -> None:
+    agents = Watched(url, namespace)
+    await agents.subscribe_to_redis()
+    subscribing = [asyncio.create_task(agents.subscribe("ada", Socket(), [f"t{n}"])) for n in range(3)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await agents.close_redis()
+    results = await asyncio.gather(*subscribing, return_exceptions=True)
+    await agents.close_redis()
+
+    assert all(result is None or isinstance(result, BusError) for result in results)
+    assert len(asyncio.all_tasks()) == 1
+    assert agents.listeners == 0
+
+
+async def test_cancelling_a_subscription_leaves_nothing(url: str, namespace: str) -> None:
+    async with Watched(url, namespace) as agents:
+        witness = Socket()
+        await agents.subscribe("bob", witness)
+        for turns in range(12):
+            subscribing = asyncio.create_task(agents.subscribe("ada", Socket()))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if subscribing.cancel():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await subscribing
+        await agents.publish(event(1))
+        await witness.hears(1)
+
+        assert agents.listeners == int(repr(agents).split(" ")[-2])
 
 
 async def test_the_bus_of_the_app_stays_open(url: str, namespace: str) -> None:

@@ -495,3 +495,36 @@ async def test_a_worker_is_told_what_an_old_server_published(server: Server, nam
 
     assert isinstance(item, Delivery)
     assert (item.envelope.type, item.envelope.topics) == ("agent_post", ("global", "agent:bob"))
+
+
+# As bus/README.md has it, without client|setinfo, which Redis 7.0 does not know and no client insists on.
+LEAST = (
+    "on >pw ~callboard:{NAMESPACE}:* &callboard:{NAMESPACE}:* -@all +@scripting -script|flush -function "
+    "+@read +@write +@sortedset +@pubsub -psubscribe +time +ping +hello +auth +client|setname +select "
+    "-@dangerous +info &agent_events:* +psubscribe +multi +exec"
+)
+
+
+async def test_the_rights_that_the_readme_names_are_enough_for_the_bridge(
+    start_server: StartServer, namespace: str
+) -> None:
+    server = start_server()
+    with server.client() as client:
+        rules = LEAST.replace("{NAMESPACE}", f"{{{namespace}}}").split(" ")
+        assert client.execute_command("ACL", "SETUSER", "least", *rules)
+    agents = AgentEventBus(f"redis://least:pw@127.0.0.1:{server.port}/0", bridge=True)
+    socket = Socket()
+    await agents.subscribe("ada", socket)
+    with server.client() as client:
+        await eventually(
+            lambda: client.get(f"callboard:{{{namespace}}}:bridge:cursor") and patterns(client), "the bridge to work"
+        )
+    old = OldServer(server)
+    old.publish(event(1), ["global"])
+    await socket.hears(1)
+    await agents.publish(event(2))
+    await old.hears(2)
+    old.close()
+    await agents.close_redis()
+
+    assert socket.numbers == [1, 2]
