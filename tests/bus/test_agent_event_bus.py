@@ -670,18 +670,18 @@ async def test_closing_ends_sockets_that_hang(url: str, namespace: str) -> None:
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21])
 async def test_closing_amid_subscribing_leaves_nothing(turns: int, url: str, namespace: str) -> None:
-    agents = Watched(url, namespace)
-    await agents.subscribe_to_redis()
-    subscribing = [asyncio.create_task(agents.subscribe("ada", Socket(), [f"t{n}"])) for n in range(3)]
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    await agents.close_redis()
-    results = await asyncio.gather(*subscribing, return_exceptions=True)
-    await agents.close_redis()
+    async with Bus(url, namespace=namespace) as bus:  # which goes on, so nothing else ends what is left
+        agents = AgentEventBus(bus=bus)
+        await agents.subscribe_to_redis()
+        subscribing = [asyncio.create_task(agents.subscribe("ada", Socket(), [f"t{n}"])) for n in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await agents.close_redis()
+        results = await asyncio.gather(*subscribing, return_exceptions=True)
+        await agents.close_redis()
 
-    assert all(result is None or isinstance(result, BusError) for result in results)
-    assert len(asyncio.all_tasks()) == 1
-    assert agents.listeners == 0
+        assert all(result is None or isinstance(result, BusError) for result in results)
+        assert bus.status().listeners == 0
 
 
 async def test_cancelling_a_subscription_leaves_nothing(url: str, namespace: str) -> None:
