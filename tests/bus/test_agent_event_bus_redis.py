@@ -146,7 +146,7 @@ async def test_a_graceful_shutdown_leaves_no_task_and_no_connection(server: Serv
 
     assert all(task.done() for task in tasks)
     with server.client() as client:
-        wait_until(lambda: len(client.client_list()) == 1, "every connection but the test's own to be closed")
+        await eventually(lambda: len(client.client_list()) == 1, "every connection but the test's own to be closed")
 
 
 async def test_several_topics_reach_whoever_asked_for_any_of_them_once(redis_url: str) -> None:
