@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bus import codec, ids
 from bus.bindings import Routing

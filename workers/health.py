@@ -78,7 +78,7 @@ class WorkerHealth:
             found = list(self._of_store)
         lag_s = self._lag_s()
         if lag_s >= LAG_S:
-            found.append(f"the event loop is {lag_s:.1f} s late or more: does an async handler block?")
+            found.append(f"the event loop is {lag_s:.1f} s late: does an async handler block?")
         return found
 
     def _look(self) -> list[str]:
