@@ -212,10 +212,13 @@ class Listener(Tuned):
         """See :class:`bus.hub.Tuned`; what does not fit is the policy's affair."""
         item = found.item
         assert self._reader is not None  # noqa: S101 - only an entered listener is attached
-        if isinstance(item, Delivery) and not item.ephemeral and item.position.seq <= self._read_to:
-            if item.position.seq == self._read_to:
-                self.confirm(item.position)
-            return  # read from the log already
+        if found.before.seq < self._read_to and isinstance(item, Delivery):
+            if not item.ephemeral:
+                if item.position.seq == self._read_to:
+                    self.confirm(item.position)
+                return  # read from the log already
+            if self._reader.cursor is not None:
+                found = found._replace(before=self._reader.cursor)  # we have read on, past the hub
         mailbox = self._mailbox
         if mailbox.fits(found):
             mailbox.put(found)

@@ -11,8 +11,13 @@ import pytest
 
 from bus import Bus, Closed, Delivery, Event, Gap, InvalidPosition, InvalidSettings, Listener, Publication, ids
 from bus.clock import Clock
+from bus.decoding import Decoder
 from bus.delivery import Item
-from bus.mailbox import QUEUE, QUEUE_BYTES
+from bus.hub import Hub
+from bus.listener import Joined
+from bus.mailbox import QUEUE, QUEUE_BYTES, Found, Mailbox
+from bus.position import ROOT_TOKEN, Position
+from bus.topics import Matcher
 from tests.servers import Server
 from tests.waiting import eventually
 
@@ -347,3 +352,28 @@ async def test_status_says_since_when_a_link_is_lost(server: Server, redis_url: 
         assert before.since is not None
         assert before.since <= lost.since <= datetime.now(UTC)
         await eventually(lambda: bus.status().state == "live", "the repair")
+
+
+async def test_a_whisper_takes_nobody_back_who_has_read_past_the_hub() -> None:
+    """The hub's frames are late: the listener has read event 1 from the log, and hears a whisper from before it."""
+    bus = Bus("memory://")
+    receipt = await bus.publish(Note(n=1))
+    door = bus.store.on_loop()
+    hub = Hub(door, "main")
+    hub.position = Position(receipt.position.epoch, 0, ROOT_TOKEN)
+
+    async def join() -> Joined:
+        return Joined(hub, door, leave)
+
+    async def leave() -> None: ...
+
+    async with Listener(join, "main", Matcher(("**",)), "0", Mailbox()) as listener:
+        assert await take(listener, 1) == [1]
+        whisper = Decoder().deliver(hub.position, bus.store.read("main", "", 0, 1).entries[0], ephemeral=True)
+        assert whisper is not None
+
+        listener.hand(Found(hub.position, whisper))
+
+        assert waiting(listener) == 1
+        assert listener.position == receipt.position
+    bus.close_sync()
