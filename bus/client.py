@@ -1,17 +1,9 @@
-"""The bus: what an app holds in its hand. Builds the parts, counts who opened it, and forwards to them.
-
-What belongs to an event loop (async connections, hubs) lives in a *side*, one for each loop that uses the bus, and is
-closed on that loop by its last user. Everything else is blocking and shared by all threads.
-"""
+"""The bus: what an app holds in its hand. Builds the parts, and forwards to them."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
-import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -20,34 +12,26 @@ from urllib.parse import urlsplit
 from bus.bindings import Binding
 from bus.clock import Clock
 from bus.delivery import Delivery, Gap
-from bus.errors import (
-    BusClosed,
-    BusUnavailable,
-    InvalidEvent,
-    InvalidPosition,
-    InvalidSettings,
-    UnsafeServer,
-)
+from bus.errors import InvalidPosition, InvalidSettings
 from bus.events import Event
+from bus.life import Life
 from bus.listener import After, Joined, Listener, start_of
 from bus.logs import Log
 from bus.mailbox import Policy, make_mailbox
+from bus.outgoing import Outgoing
 from bus.position import Position
 from bus.publication import Hook
-from bus.publisher import Answer, Delay, Letter, Pause, Publication, Publisher, Receipt
+from bus.publisher import Delay, Publication, Publisher, Receipt
 from bus.reader import Reader
 from bus.settings import Limits, check_log, settle_namespace, settle_url
-from bus.sides import Side, Sides
-from bus.store.base import Store, Whisper
+from bus.sides import Side
+from bus.store.base import Store
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.threads import ListeningThread, SyncListener
 from bus.topics import Matcher
-from bus.whispers import ThreadWhispers
 
 __all__ = ["Bus", "Status"]
-
-log = logging.getLogger("callboard.bus")
 
 _shared: dict[tuple[str, str], MemoryStore] = {}
 """Named memory stores of this process: ``memory://name`` means the same one everywhere in it."""
@@ -105,43 +89,37 @@ class Bus:
         self.clock = clock or Clock()
         if fallback not in (None, "memory"):
             raise InvalidSettings("fallback= is 'memory' or None")
-        self._fallback = fallback
-        self._fell_back = False
-        self._store = self._make_store(settle_url(url))
+        self._life = Life(self._make_store(settle_url(url)), self._make_memory if fallback else None)
         self._publisher = Publisher(source or f"/{self.namespace}", self.limits, self.clock)
-        self._lock = threading.RLock()
-        self._sides = Sides()
-        self._whispers = ThreadWhispers(lambda: self._store)
+        self._outgoing = Outgoing(self._life, self._publisher)
         self._listening = ListeningThread()
-        self._thread_owners = 0
-        self._openings = 0
-        self._counting = threading.Lock()
-        self._reached = False
-        self._failure: tuple[float, BusUnavailable] | None = None
-        self._closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._reached else "not opened"
+        state = "closed" if self._life.closed else "open" if self._life.reached else "not opened"
         return f"<Bus {self.namespace} in {self.mode} {state}>"
 
     def _make_store(self, url: str) -> Store:
-        lease_ms = int(self.limits.lease_s * 1000)
         if not url.startswith("memory://"):
-            return RedisStore(url, self.namespace, lease_ms=lease_ms)
+            return RedisStore(url, self.namespace, lease_ms=self._lease_ms)
         name = urlsplit(url).netloc
-        if not name:
-            return MemoryStore(self.clock, lease_ms=lease_ms)
-        return _shared.setdefault((name, self.namespace), MemoryStore(self.clock, lease_ms=lease_ms))
+        return _shared.setdefault((name, self.namespace), self._make_memory()) if name else self._make_memory()
+
+    def _make_memory(self) -> MemoryStore:
+        return MemoryStore(self.clock, lease_ms=self._lease_ms)
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.limits.lease_s * 1000)
 
     @property
     def mode(self) -> str:
         """``memory``, ``redis``, or ``fallback`` for memory in place of a server that was away."""
-        return "fallback" if self._fell_back else self._store.mode
+        return "fallback" if self._life.fell_back else self._life.store.mode
 
     @property
     def store(self) -> Store:
         """The store below, for the workers' side and for tools. Call :meth:`open_sync` first."""
-        return self._store
+        return self._life.store
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
@@ -150,12 +128,7 @@ class Bus:
 
         Raises :class:`~bus.errors.BusUnavailable` where the server is away or unfit (unless there is a fallback).
         """
-        with self._opening():
-            if self._store.mode == "memory":
-                self._reach()
-            else:
-                await asyncio.to_thread(self._reach)
-            self._sides.take(self._store.on_loop).owners += 1
+        await self._life.open()
         return self
 
     async def close(self) -> None:
@@ -164,17 +137,7 @@ class Bus:
         After the last close of all owners, publishing raises :class:`~bus.errors.BusClosed` until the bus is opened
         again. Without a matching ``open`` it does nothing, so it is safe twice. Bounded in time.
         """
-        side = self._sides.here()
-        if side is None or side.owners == 0:
-            return
-        side.owners -= 1
-        if side.owners == 0:
-            await side.whispers.close()
-            await side.close_hubs()
-        await self._sides.release(side)
-        if self._whispers:
-            await asyncio.to_thread(self._whispers.close)
-        self._close_if_unowned()
+        await self._life.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -186,95 +149,27 @@ class Bus:
 
     def open_sync(self) -> Self:
         """As :meth:`open`, for threads and scripts: all threads together are one more owner, counted likewise."""
-        with self._opening():
-            self._reach()
-            with self._lock:
-                self._thread_owners += 1
+        self._life.open_sync()
         return self
-
-    @contextmanager
-    def _opening(self) -> Iterator[None]:
-        """While somebody opens, somebody else's last close must not close it under their hands."""
-        with self._counting:  # not the lock that is held while a server is being reached
-            self._openings += 1
-        try:
-            yield
-        finally:
-            with self._counting:
-                self._openings -= 1
 
     def close_sync(self) -> None:
         """Undo one ``open_sync``, or end a bus that was never opened by hand. Safe twice."""
-        self._whispers.close()
-        with self._lock:
-            self._thread_owners = max(0, self._thread_owners - 1)
-        self._close_if_unowned()
+        self._life.close_sync()
 
-    def _reach(self) -> None:
-        """Connect and check the server, once until the bus is closed.
+    def usable(self) -> None:
+        """Make sure that it can be used: one that was never opened opens by itself, one that was closed raises."""
+        self._life.usable()
 
-        Threads that ask while one is trying share its failure, instead of each waiting for a hung server in turn.
-        """
-        asked = time.monotonic()
-        with self._lock:
-            if not self._reached:
-                if self._failure is not None and self._failure[0] > asked:
-                    raise type(self._failure[1])(str(self._failure[1]))
-                try:
-                    self._store.open()
-                except BusUnavailable as error:
-                    self._failure = (time.monotonic(), error)
-                    self._fall_back(error)
-                self._reached = True
-            self._closed = False
-
-    def _fall_back(self, error: BusUnavailable) -> None:
-        self._store.close()  # an unfit server was reached all the same
-        if self._fallback is None:
-            raise error
-        log.warning("%s: this process goes on IN MEMORY; nothing is shared with others or handed over later", error)
-        self._store = MemoryStore(self.clock, lease_ms=int(self.limits.lease_s * 1000))
-        self._fell_back = True
-
-    def _close_if_unowned(self) -> None:
-        with self._lock:
-            if self._thread_owners or self._openings or self._sides.owned():
-                return
-            self._closed = True
-            self._reached = False
-            self._store.close()
-            self._sides.end_listeners()
+    def using(self) -> AbstractAsyncContextManager[Side]:
+        """Keep what this loop uses of the bus open for as long as the block runs, without owning the bus."""
+        return self._life.using()
 
     def rest(self) -> None:
         """Close the blocking connections if nobody owns the bus; it opens by itself when it is used again. Safe twice.
 
         For whoever used it without owning it, as a worker does when it stops.
         """
-        self._whispers.close()
-        with self._lock:
-            if self._reached and not self._thread_owners and not self._sides:
-                self._reached = False
-                self._store.close()
-
-    def usable(self) -> None:
-        """Make sure that it can be used: one that was never opened opens by itself, one that was closed raises."""
-        if self._closed:
-            raise BusClosed
-        if not self._reached:
-            self._reach()
-
-    @asynccontextmanager
-    async def using(self) -> AsyncIterator[Side]:
-        """Keep what this loop uses of the bus open for as long as the block runs, without owning the bus."""
-        if self._closed:
-            raise BusClosed
-        if not self._reached:
-            await asyncio.to_thread(self._reach)
-        side = self._sides.take(self._store.on_loop)
-        try:
-            yield side
-        finally:
-            await self._sides.release(side)
+        self._life.rest()
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
@@ -314,8 +209,8 @@ class Bus:
         """
         publication = Publication(event, topics, key, id, delay, at, log)
         if ephemeral:
-            return await self._announce(self._ephemeral(publication))
-        return (await self._publish([publication]))[0]
+            return await self._outgoing.whisper(publication)
+        return (await self._outgoing.publish([publication]))[0]
 
     async def publish_many(self, publications: Iterable[Publication]) -> list[Receipt]:
         """Publish several, in order, in one round trip for each 500; each event is atomic, the whole is not.
@@ -323,7 +218,7 @@ class Bus:
         All are checked before the first is sent: a bad one raises as in :meth:`publish` and none is published. Where the
         server gives out on the way, the error's ``id`` is that of the first event that may be missing.
         """
-        return await self._publish(publications)
+        return await self._outgoing.publish(publications)
 
     def publish_sync(
         self,
@@ -340,93 +235,23 @@ class Bus:
         """As :meth:`publish`, from threads and scripts: blocks, and opens what it needs by itself."""
         publication = Publication(event, topics, key, id, delay, at, log)
         if ephemeral:
-            letter = self._ephemeral(publication)
-            self.usable()
-            position = self._whispers.say(letter.log, _whisper(letter))
-            return Receipt(letter.id, position, duplicate=False, jobs=0)
+            return self._outgoing.whisper_sync(publication)
         return self.publish_many_sync([publication])[0]
 
     def publish_many_sync(self, publications: Iterable[Publication]) -> list[Receipt]:
         """As :meth:`publish_many`, from threads and scripts."""
-        return self._send([self._publisher.letter(publication) for publication in publications])
-
-    async def _publish(self, publications: Iterable[Publication]) -> list[Receipt]:
-        letters = [self._publisher.letter(publication) for publication in publications]
-        side = None if self._closed else self._sides.here()
-        if side is None:
-            return await asyncio.to_thread(self._send, letters)
-        if side.whispers:
-            for name in {letter.log for letter in letters}:
-                await side.whispers.flush(name)
-        plan = self._publisher.plan(letters)
-        answer: Answer = None
-        while True:
-            try:
-                step = plan.send(answer)
-            except StopIteration as done:
-                return list(done.value)
-            answer = None
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-                continue
-            try:
-                answer = await side.store.append(step.batches)
-            except BusUnavailable as error:
-                answer = error
-
-    def _send(self, letters: list[Letter]) -> list[Receipt]:
-        try:
-            self.usable()
-        except UnsafeServer:
-            raise
-        except BusUnavailable as error:
-            first = letters[0].id if letters else None
-            raise BusUnavailable(f"{error}; nothing was published", outcome="refused", id=first) from error
-        if self._whispers:
-            for name in {letter.log for letter in letters}:
-                self._whispers.flush(name)
-        plan = self._publisher.plan(letters)
-        answer: Answer = None
-        while True:
-            try:
-                step = plan.send(answer)
-            except StopIteration as done:
-                return list(done.value)
-            answer = None
-            if isinstance(step, Pause):
-                time.sleep(step.seconds)
-                continue
-            try:
-                answer = self._store.append(step.batches)
-            except BusUnavailable as error:
-                answer = error
-
-    def _ephemeral(self, publication: Publication) -> Letter:
-        if publication.delay is not None or publication.at is not None:
-            raise InvalidEvent("an ephemeral event has no jobs to delay: leave delay= and at= out")
-        return self._publisher.letter(publication)
-
-    async def _announce(self, letter: Letter) -> Receipt:
-        side = None if self._closed else self._sides.here()
-        if side is not None:
-            position = await side.whispers.say(letter.log, _whisper(letter))
-        else:
-            async with self.using() as passing:
-                position = await passing.whispers.say(letter.log, _whisper(letter))
-        return Receipt(letter.id, position, duplicate=False, jobs=0)
+        return self._outgoing.publish_sync(publications)
 
     async def flush(self, log: str | None = None) -> None:
         """Return once the ephemeral events are out that this loop has published to a log until now. Raises nothing.
 
         Publishing to that log and closing do it by themselves.
         """
-        side = self._sides.here()
-        if side is not None:
-            await side.whispers.flush(check_log(log))
+        await self._outgoing.flush(log)
 
     def flush_sync(self, log: str | None = None) -> None:
         """As :meth:`flush`, for those of all threads; blocks."""
-        self._whispers.flush(check_log(log))
+        self._outgoing.flush_sync(log)
 
     # -- listening -----------------------------------------------------------------------------------------------------
 
@@ -518,11 +343,13 @@ class Bus:
 
     def status(self) -> Status:
         """How the bus is doing, as the calling loop sees it. Never blocks; works outside of a loop as well."""
-        side = self._sides.here()
+        side = self._life.sides.here()
         hubs = [hub for hub in side.hubs.values() if hub.state != "closed"] if side else []
         main = next((hub.position for hub in hubs if hub.name == check_log(None)), None)
         worst = max(hubs, key=lambda hub: _TROUBLE.index(hub.state), default=None)
-        state = "closed" if self._closed else worst.state if worst else "live" if self._reached else "not opened"
+        state = (
+            "closed" if self._life.closed else worst.state if worst else "live" if self._life.reached else "not opened"
+        )
         listeners = [listener for hub in hubs for listener in hub.listeners]
         return Status(
             mode=self.mode,
@@ -539,11 +366,7 @@ class Bus:
     def bind(self, bindings: Iterable[Binding]) -> None:
         """Write bindings to the store, so that publishers everywhere queue work for these handlers. Blocks; safe twice."""
         self.usable()
-        self._store.bind({binding.handler: binding.encode() for binding in bindings})
-
-
-def _whisper(letter: Letter) -> Whisper:
-    return Whisper(letter.topics, letter.body)
+        self._life.store.bind({binding.handler: binding.encode() for binding in bindings})
 
 
 _TROUBLE = ("closed", "ended", "live", "repairing", "connecting", "degraded")

@@ -517,7 +517,7 @@ async def test_what_is_printed_holds_no_secret(start_server: StartServer, namesp
     async with bus, bus.listen() as listener:
         await bus.publish(MARK)
         inside = [repr(bus), repr(listener), repr(bus.store), repr(bus.status()), str(bus), f"{bus.__dict__}"]
-        inside += [repr(each) for side in [bus.__dict__["_sides"].here()] for each in (side, *side.hubs.values())]
+        inside += [repr(each) for side in [bus.__dict__["_life"].sides.here()] for each in (side, *side.hubs.values())]
         assert "attached" in repr(listener)
     after = [repr(bus), repr(listener)]
 
