@@ -49,6 +49,21 @@ def redis_store(url: str, namespace: str) -> Iterator[RedisStore]:
 # What is forgotten, and when.
 
 
+def test_a_look_at_a_log_that_nobody_writes_to_leaves_no_trace(server: Server, redis_url: str, namespace: str) -> None:
+    top = f"callboard:{{{namespace}}}:top:"
+    with redis_store(redis_url, namespace) as store, server.client() as client:
+        store.read("read", "e1", 0, 10)
+        store.announce("told", "e2", [Whisper("global", b"a")])
+        store.seek("sought", "e3", 0)
+        assert all(0 < client.pttl(top + log) <= DAY_MS for log in ("read", "told", "sought"))
+
+        for log in ("read", "told", "sought"):
+            write(store, b"b", log=log)
+            store.read(log, "e4", 0, 10)
+        assert [client.pttl(top + log) for log in ("read", "told", "sought")] == [-1] * 3
+        assert store.read("told", "e5", 0, 10).epoch == "e2"
+
+
 def test_of_a_closed_log_nothing_stays_for_ever(server: Server, redis_url: str, namespace: str) -> None:
     prefix = f"callboard:{{{namespace}}}:"
     with redis_store(redis_url, namespace) as store, server.client() as client:

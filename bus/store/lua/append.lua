@@ -107,5 +107,6 @@ if tonumber(top[5]) ~= ttl or now - tonumber(top[6] or 0) >= 1000 or before == 0
   call('PEXPIRE', stream, ttl + 1000)
 end
 call('HSET', meta, unpack(changes))
+if before == 0 then call('PERSIST', meta) end -- a look may have come first
 ring_all()
 return answer

@@ -39,6 +39,15 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- A look at a log that nobody has written to leaves no trace for long: whoever asks for names that are no logs must not
+-- fill the server with them. The first append makes it stay.
+local function look_at(meta, offered)
+  call('HSETNX', meta, 'e', offered)
+  local top = call('HMGET', meta, 'e', 's', 'k', 'x', 'c')
+  if not top[2] and not top[5] then call('PEXPIRE', meta, 86400000) end
+  return { epoch = top[1], seq = tonumber(top[2] or 0), token = top[3] or '0', ttl = tonumber(top[4] or 0), closed = top[5] }
+end
+
 local function due_at(due, now)
   local kind = string.sub(due, 1, 1)
   if kind == '+' then return now + tonumber(string.sub(due, 2)) end

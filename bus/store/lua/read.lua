@@ -6,13 +6,12 @@
 -- Answer {epoch, top seq, top token, 1 if it is closed else 0, for each entry: seq, token, prev, topics, body}
 
 local meta, stream = P .. 'top:' .. ARGV[1], P .. 'log:' .. ARGV[1]
-call('HSETNX', meta, 'e', ARGV[2])
-local top = call('HMGET', meta, 'e', 's', 'k', 'x', 'c')
-local answer = { top[1], tonumber(top[2] or 0), top[3] or '0', top[5] and 1 or 0 }
+local top = look_at(meta, ARGV[2])
+local answer = { top.epoch, top.seq, top.token, top.closed and 1 or 0 }
 
 local limit, after = tonumber(ARGV[4]), tonumber(ARGV[3])
-if limit > 0 and after < answer[2] then
-  local oldest = now_ms() - tonumber(top[4] or 0)
+if limit > 0 and after < top.seq then
+  local oldest = now_ms() - top.ttl
   local function past_its_age(entry) return tonumber(entry[2][2]) < oldest end
   local found = call('XRANGE', stream, string.format('%d-1', after), '+', 'COUNT', limit)
   -- The page begins at the first entry that counts. After it nothing is left out, whatever the clock did meanwhile: a

@@ -9,10 +9,9 @@
 -- past its age is not kept, whether or not it is there still.
 
 local meta, stream = P .. 'top:' .. ARGV[1], P .. 'log:' .. ARGV[1]
-call('HSETNX', meta, 'e', ARGV[2])
-local top = call('HMGET', meta, 'e', 's', 'k', 'x')
-local epoch, seq, token = top[1], tonumber(top[2] or 0), top[3] or '0'
-local at = math.max(tonumber(ARGV[3]), now_ms() - tonumber(top[4] or 0))
+local top = look_at(meta, ARGV[2])
+local epoch, seq, token = top.epoch, top.seq, top.token
+local at = math.max(tonumber(ARGV[3]), now_ms() - top.ttl)
 
 local function entry(n) return call('XRANGE', stream, string.format('%d-0', n), '+', 'COUNT', 1)[1] end
 local function is_before(found) return tonumber(found[2][2]) < at end
