@@ -284,6 +284,7 @@ class Bus:
             side = await using.__aenter__()
             try:
                 hub = await side.hub(name)
+                self._life.usable()  # it may have been closed meanwhile, and nobody would tell this listener
             except BaseException:
                 await using.__aexit__(None, None, None)
                 raise

@@ -176,9 +176,11 @@ class Listener(Tuned):
         except BusUnavailable:
             await hub.pause(RETRY_S)  # the hub says so in its state and its log
             return
+        if self._left:
+            return  # while we read; whoever closed it has seen the last item
         for found in page:
             self._mailbox.put(found)
-        if self._left or self._end or hub.position is None or reader.cursor is None or not reader.caught_up:
+        if self._end or hub.position is None or reader.cursor is None or not reader.caught_up:
             return
         if reader.closed:
             self.end("log")

@@ -17,6 +17,7 @@ from bus.hub import Hub
 from bus.listener import Joined
 from bus.mailbox import QUEUE, QUEUE_BYTES, Found, Mailbox
 from bus.position import ROOT_TOKEN, Position
+from bus.reader import Reader
 from bus.topics import Matcher
 from tests.servers import Server
 from tests.waiting import eventually
@@ -377,3 +378,25 @@ async def test_a_whisper_takes_nobody_back_who_has_read_past_the_hub() -> None:
         assert waiting(listener) == 1
         assert listener.position == receipt.position
     bus.close_sync()
+
+
+async def test_what_is_read_while_the_listener_is_closed_is_handed_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+    page = Reader.page
+
+    async def late(reader: Reader) -> list[Found]:
+        found = await page(reader)
+        asked.set()
+        await answered.wait()
+        return found
+
+    monkeypatch.setattr(Reader, "page", late)
+    async with Bus("memory://") as bus:
+        await bus.publish_many(notes(1, 3))
+        async with bus.listen(after="0") as listener:
+            reads = asyncio.create_task(rest_of(listener))
+            await asked.wait()
+            await listener.close()
+            answered.set()
+
+            assert await reads == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -66,6 +67,7 @@ class RedisLoopStore:
     async def close(self) -> None:
         self._live.close()
         self._commands.close()
+        await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
     async def _run(self, call: Call[T], *, writing: bool = True) -> T:
         """As in the blocking store."""
