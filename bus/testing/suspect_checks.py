@@ -113,7 +113,7 @@ def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
         lose_lease(one, to=Worker(store, "sweeper"))
     store.wait(["q|h"], 0)
 
-    took = bodies(one.take())
+    took = bodies(one.take(1))
 
     assert took == [b"1"], f"an idle worker got {took}"
     assert store.wait(["q|h"], 0).rang == "q|h", "the next suspect rings for nobody"

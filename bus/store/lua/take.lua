@@ -16,12 +16,13 @@ if lease == 0 and not call('ZSCORE', P .. 'workers', worker) then return { '' } 
 
 local jobs, from, records = {}, {}, {}
 
-local handlers, left, paused = {}, {}, {} -- left: how many more of each
+local handlers, wanted, left, paused = {}, {}, {}, {} -- left: how many more of each
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 for i = 6, #ARGV, 2 do
   if not paused[queue] and not paused[queue .. '|' .. ARGV[i]] then
     handlers[#handlers + 1] = ARGV[i]
     left[ARGV[i]] = tonumber(ARGV[i + 1])
+    wanted[ARGV[i]] = left[ARGV[i]] > 0
   end
 end
 
@@ -60,7 +61,7 @@ local function stand_apart()
   local found = false
   for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
     local job, prio, of, handler, key = unpack_suspect(member)
-    if of == queue and (left[handler] or 0) > 0 then
+    if of == queue and wanted[handler] then
       if found then
         ring(queue .. '|' .. handler) -- the next suspect is for the next idle worker
       elseif call('EXISTS', held) == 0 then
