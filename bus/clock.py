@@ -21,6 +21,11 @@ class Clock:
     def __init__(self) -> None:
         self._offset_ms = 0
 
+    @property
+    def offset_ms(self) -> int:
+        """How far it is ahead of the time of day."""
+        return self._offset_ms
+
     def now_ms(self) -> int:
         """The time in whole milliseconds since 1970-01-01T00:00:00Z. Never blocks; safe from any thread."""
         return int(time.time() * 1000) + self._offset_ms

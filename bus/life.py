@@ -90,14 +90,23 @@ class Life:
             with self._counting:
                 self._openings -= 1
 
-    def _close_if_unowned(self) -> None:
+    def owned(self) -> bool:
+        """Whether a loop or a thread has opened it, or is about to."""
         with self._lock:
-            if self._thread_owners or self._openings or self.sides.owned():
-                return
+            return bool(self._thread_owners or self._openings or self.sides.owned())
+
+    def end(self) -> None:
+        """Close, whoever owns it."""
+        with self._lock:
             self.closed = True
             self.reached = False
             self.store.close()
             self.sides.end_listeners()
+
+    def _close_if_unowned(self) -> None:
+        with self._lock:
+            if not self.owned():
+                self.end()
 
     # -- reaching the server -------------------------------------------------------------------------------------------
 

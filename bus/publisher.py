@@ -90,7 +90,10 @@ class Publisher:
         self._log_limits = base.Limits(limits.cap, int(limits.ttl_s * 1000))
         self._window_ms = int(limits.window_s * 1000)
         self.hooks = Hooks()
-        # No bindings, version 0: right for a namespace that has none, and stale (then told so) for any other.
+        self.forget()
+
+    def forget(self) -> None:
+        """Know no bindings, version 0: right for a namespace that has none, and stale (then told so) for any other."""
         self._routing = Routing(Stale(0, {}))
 
     def letter(self, publication: Publication) -> Letter:
