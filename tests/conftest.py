@@ -43,7 +43,7 @@ def server(pytestconfig: pytest.Config) -> Iterator[Server]:
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., Server]]:
-    """Start servers of this test's own, with options as :class:`tests.servers.Server` takes them."""
+    """Start servers of this test's own, with options as :class:`bus.testing.servers.Server` takes them."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(_start(**options))
 
@@ -58,6 +58,12 @@ def namespace() -> str:
 def redis_url(server: Server) -> str:
     """The session's server, as ``Bus(url)`` takes it."""
     return server.url
+
+
+@pytest.fixture(scope="session")
+def callboard_server(server: Server) -> Server:
+    """The kit's own tests need no second server."""
+    return server
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import dramatiq
@@ -13,6 +14,7 @@ from bus.envelope import dataschema
 from workers.broker import LaneBroker, make_broker
 from workers.context import Context
 from workers.errors import InvalidHandler
+from workers.kit import Kit
 from workers.middleware import CURRENT, NotForUs, Unreadable, stack
 from workers.registry import Handler, Priority, make_handler
 from workers.resources import Lifespan
@@ -109,6 +111,13 @@ class App:
         Publishers queue work for these handlers from then on. A worker does it by itself when it boots.
         """
         self.bus.bind(self._bindings())
+
+    @cached_property
+    def testing(self) -> Kit:
+        """The app's test kit: :class:`workers.kit.Kit` says what it can do. Made when a test asks for it."""
+        from workers.testing import AppKit  # noqa: PLC0415 - what works never imports what tests it
+
+        return AppKit(self.bus, self.broker, self.handlers, self._lifespans, self._runtime, self.bind)
 
     def _bindings(self) -> list[Binding]:
         return [handler.binding for handler in self.handlers.values()]

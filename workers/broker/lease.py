@@ -76,6 +76,11 @@ class Lease:
             thread.start()
 
     @property
+    def kept(self) -> bool:
+        """Whether its threads keep it: a worker is at work in this process."""
+        return bool(self._threads)
+
+    @property
     def quiet(self) -> bool:
         """Whether it has stopped taking."""
         return self.books.quiet

@@ -1,0 +1,56 @@
+"""The witness: a middleware that notes what became of every attempt, whoever made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dramatiq import Broker, MessageProxy
+from dramatiq.middleware import Middleware
+
+from bus import BusError, Envelope, Event, codec
+from workers.broker import LaneMessage
+from workers.kit import Outcome, Ran
+
+__all__ = ["Witness"]
+
+
+class Witness(Middleware):
+    """First in the stack, so that its "after" comes last, when the others have judged. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self.ran: list[Ran] = []
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        self._note(message, exception)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._note(message, None, skipped=True)
+
+    def _note(self, message: MessageProxy, error: BaseException | None, *, skipped: bool = False) -> None:
+        if not isinstance(message, LaneMessage):
+            return
+        envelope, outcome = message.envelope, _outcome(message, skipped=skipped)
+        # One that failed has been counted already.
+        attempt = message.attempt if outcome in ("done", "skipped", "back") else max(1, len(message.attempts))
+        event = _event(envelope) if envelope is not None else None
+        handler = message.taken.route.handler
+        self.ran.append(Ran(handler, event, envelope, attempt, outcome, error, message.retry_in_ms))
+
+
+def _outcome(message: LaneMessage, *, skipped: bool) -> Outcome:
+    if message.withdrawn or message.hand_back:
+        return "back"
+    if message.failed:
+        return "dead"
+    if message.retry_in_ms is not None:
+        return "retry"
+    return "skipped" if skipped else "done"
+
+
+def _event(envelope: Envelope) -> Event | dict[str, Any]:
+    try:
+        return codec.read(envelope)
+    except BusError:
+        return envelope.data
