@@ -348,7 +348,7 @@ async def test_beside_a_worker_it_says_what_to_do(app: App, bus: Bus) -> None:
     def answer(event: Asked) -> None: ...
 
     declare(app, answer)
-    with working(app), pytest.raises(CannotDrain, match="app.broker.join"):
+    with working(app), pytest.raises(CannotDrain, match=r"app\.broker\.join"):
         await app.testing.drain()
 
     await bus.publish(Asked(n=1))

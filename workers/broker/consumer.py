@@ -170,7 +170,12 @@ class LaneConsumer(Consumer):
                 left = min(deadline, gathering_until or deadline) - now
                 if left <= 0:
                     return False
-                lease.changed.wait(left)
+                # A whole wait without a word is the end of it, whatever the clock says: a test's clock may have stood still,
+                # or have come back from another year.
+                if not lease.changed.wait(min(left, self._timeout_s)):
+                    if gathering_until is None:
+                        return False
+                    gathering_until = time.monotonic()
                 if self._heard():
                     gathering_until = time.monotonic()
             return False

@@ -130,7 +130,8 @@ class AppKit:
             yield message
             if self.ran and isinstance(self.ran[-1].error, KeyboardInterrupt):
                 raise self.ran[-1].error
-        self._notes.look()
+        with self._looking() as notes:
+            notes.look()
 
     def _answer(self, first: int, *, raise_errors: bool) -> list[Ran]:
         ran = list(self.ran[first:])
@@ -183,24 +184,36 @@ class AppKit:
             raise MemoryOnly
         if far < timedelta():
             raise ValueError("time moves forward alone: travel() takes no negative length")
-        self._notes.look()  # before it is too old
+        with self._looking() as notes:
+            notes.look()  # before it is too old
         self.bus.clock.travel(far // timedelta(milliseconds=1))
         self.bus.store.poke("$due")
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _notes(self) -> Notebook:
-        self.bus.usable()
+    @contextmanager
+    def _looking(self) -> Iterator[Notebook]:
+        """The notebook, also where the test has closed its bus by now."""
+        closed = self.bus.status().state == "closed"
+        if closed:
+            self.bus.open_sync()
+        else:
+            self.bus.usable()
         if self._notebook is None:
             self._notebook = Notebook(self.bus.store)
-        return self._notebook
+        try:
+            yield self._notebook
+        finally:
+            if closed:
+                self.bus.close_sync()
 
     def published(self, type: type[Event] | str | None = None, *, log: str | None = None) -> list[Any]:
-        return [delivery.event for delivery in self._notes.of(log) if is_of(type, delivery)]
+        with self._looking() as notes:
+            return [delivery.event for delivery in notes.of(log) if is_of(type, delivery)]
 
     def envelopes(self, type: type[Event] | str | None = None, *, log: str | None = None) -> list[Envelope]:
-        return [delivery.envelope for delivery in self._notes.of(log) if is_of(type, delivery)]
+        with self._looking() as notes:
+            return [delivery.envelope for delivery in notes.of(log) if is_of(type, delivery)]
 
     def assert_handled(
         self, handler: Callable[..., Any] | str, event: Happened | None = None, *, times: int | None = None
@@ -213,7 +226,8 @@ class AppKit:
         asked = f"{name} has not done {'anything' if event is None else repr(event)}{dose_of(times)}"
         if done:
             asked += f" but {len(done)} time(s)"
-        raise AssertionError("\n".join([asked, *told(name, attempts, self.bus.store.census())]))
+        with self._looking():
+            raise AssertionError("\n".join([asked, *told(name, attempts, self.bus.store.census())]))
 
     def _functions(self) -> dict[str, Callable[..., Any]]:
         actors = {name: actor.fn for name, actor in self._broker.actors.items()}

@@ -60,6 +60,8 @@ class Hand:
         )
         self._consumers: dict[str, _Consumer] = {}
         self._round: list[str] = []
+        self._unsure = False
+        """Whether an answer was lost."""
 
     @classmethod
     @contextmanager
@@ -80,7 +82,9 @@ class Hand:
     def take(self) -> LaneMessage | None:
         """A job that is due, from each queue in turn; ``None`` where there is none."""
         message = self._take()
-        if message is None:
+        self._unsure = True
+        while message is None and self._unsure:  # what a lost answer had brought is back only after another beat
+            self._unsure = False
             self._reach(self._beat)
             message = self._take()
         return message
@@ -160,6 +164,7 @@ class Hand:
             try:
                 return act()
             except BusUnavailable:
+                self._unsure = True
                 time.sleep(PATIENCE_S)
         return act()
 

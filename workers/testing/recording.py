@@ -49,7 +49,7 @@ class Heard:
         if not self.items:
             return f"nothing was heard on {' '.join(self._patterns)}"
         lines = [
-            f"  {item.envelope.type} on {' '.join(item.envelope.topics)}: {item.event}"
+            f"  {item.envelope.type} on {' '.join(item.envelope.topics)}: {item.event!r}"
             if isinstance(item, Delivery)
             else f"  {item}"
             for item in self.items[-SHOWN:]
