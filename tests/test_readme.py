@@ -34,15 +34,34 @@ def test_the_first_program_prints_what_the_readme_shows(url: str, namespace: str
     assert without_what_differs(printed) == without_what_differs(OUTPUT)
 
 
-def test_the_example_of_a_test_passes(tmp_path: Path) -> None:
-    example = tmp_path / "test_example.py"
-    example.write_text(BLOCKS[1], "utf-8")
-
-    passed = run_program(
-        "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', sys.argv[1]]))", str(example)
+def run_pytest(folder: Path) -> str:
+    return run_program(
+        "import sys, pytest; sys.exit(pytest.main(['-q', '-W', 'error', '-p', 'no:cacheprovider', sys.argv[1]]))",
+        str(folder),
     )
 
-    assert "1 passed" in passed
+
+def test_the_example_of_a_test_passes_in_both_modes(tmp_path: Path) -> None:
+    (tmp_path / "board.py").write_text(BLOCKS[0], "utf-8")
+    (tmp_path / "test_board.py").write_text(BLOCKS[1], "utf-8")
+
+    assert "2 passed" in run_pytest(tmp_path)
+    assert len(BLOCKS[1].splitlines()) < 20
+
+
+def test_the_example_of_a_test_fails_where_the_app_does_not_do_its_work(tmp_path: Path) -> None:
+    (tmp_path / "board.py").write_text(BLOCKS[0].replace("agent.post.approved", "agent.post.lost"), "utf-8")
+    (tmp_path / "test_board.py").write_text(BLOCKS[1], "utf-8")
+
+    with pytest.raises(AssertionError):
+        run_pytest(tmp_path)
+
+
+def test_dramatiqs_idioms_work_as_the_workers_readme_shows(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "workers" / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "test_idioms.py").write_text(block, "utf-8")
+
+    assert "1 passed" in run_pytest(tmp_path)
 
 
 def test_the_tour_of_the_bus_runs(url: str, namespace: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ from redis.retry import Retry
 
 from bus.testing.waiting import wait_until
 
-__all__ = ["LAUNCHER", "Server", "ServerBinary", "ServerNotFound", "find_binary"]
+__all__ = ["LAUNCHER", "Server", "ServerBinary", "ServerNotFound", "find_binary", "free_port"]
 
 LAUNCHER = "test-server-launcher"
 """The name of the thread that starts servers (see :func:`_launcher`)."""
@@ -95,7 +95,7 @@ class Server:
         self._password = str(options["requirepass"]) if "requirepass" in options else None
         self._folder = tempfile.TemporaryDirectory(prefix="callboard-server-")
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self.name_and_version = self._binary.name_and_version()
         try:
             self.start()
@@ -215,7 +215,7 @@ class Server:
             self._process = None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A loopback port that nothing listens on, below the ephemeral range.
 
     A stopped server's port must stay free for its restart: from the ephemeral range the kernel would hand it to some

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bus import Bus
-from tests.servers import Server, _free_port
+from tests.servers import Server, free_port
 from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, callboard, error_of, program
 from tests.workers.running import working
@@ -205,7 +205,7 @@ def test_a_worker_answers_while_it_starts_works_and_is_stuck(
     processes: int, redis_url: str, namespace: str, server: object, tmp_path: Path
 ) -> None:
     (tmp_path / "shop.py").write_text(APP)
-    port = _free_port()
+    port = free_port()
     command = [*CALLBOARD, "worker", "shop", "--health-port", str(port), "--processes", str(processes), "--grace", "1"]
     env = {"BUS_URL": redis_url, "BUS_NAMESPACE": namespace}
     bus = Bus(redis_url, namespace=namespace)
