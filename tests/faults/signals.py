@@ -71,6 +71,11 @@ def begun(world: World, event_id: str) -> Run:
     return world.journal.of(event_id)[0]
 
 
+def strike(world: World) -> None:
+    """From now on time counts for the handlers: those that were waiting for the signal go on."""
+    world.journal.path.with_name("signalled").touch()
+
+
 def heir_of(world: World) -> Process:
     """Another worker, idle."""
     return WAYS["callboard"].start(world, 3)
@@ -147,7 +152,7 @@ def at_work(way: Way, caught: Caught, world: World, *, everybody: bool = False) 
     begun(world, event_id)
     heir = heir_of(world)
     assert begun(world, event_id).ended_s is None, "it is in the midst of it"
-    world.journal.path.with_name("signalled").touch()
+    strike(world)
     for pid in strays(world, heir) if everybody else ():
         if pid != worker.pid:
             os.kill(pid, signal.SIGTERM)
@@ -182,7 +187,7 @@ def retrying(way: Way, world: World) -> Finding:
     event_id = Caught("fails", 0, 5, "done").publish(world)
     world.wait(lambda: world.journal.of(event_id) and world.bus.store.retrying(), "it to wait for its retry", 20)
     due_s = time.monotonic() + world.bus.store.retrying()[0].due_in_ms / 1000
-    world.journal.path.with_name("signalled").touch()
+    strike(world)
     took_s = ended(worker, worker.signal(signal.SIGTERM), 5)
     (first,) = world.journal.of(event_id)
     assert first.failed
@@ -196,6 +201,7 @@ def away(way: Way, world: World, *, frozen: bool) -> Finding:
     worker = way.start(world, ASYNC.grace_s)
     event_id = ASYNC.publish(world)
     begun(world, event_id)
+    strike(world)
     (world.server.freeze if frozen else world.server.kill)()
     took_s = ended(worker, worker.signal(signal.SIGTERM), ASYNC.grace_s + AFTER_GRACE_S, (0, 1))
     (run,) = world.journal.of(event_id)
@@ -213,7 +219,7 @@ def twice(way: Way, world: World) -> Finding:
     event_id = LONG.publish(world)
     begun(world, event_id)
     heir = heir_of(world)
-    world.journal.path.with_name("signalled").touch()
+    strike(world)
     first_s = worker.signal(signal.SIGTERM)
     wait_until(lambda: time.monotonic() - first_s > 1, "a second to pass")
     assert worker.alive, "it drains"
@@ -228,6 +234,7 @@ def child_killed(way: Way, world: World) -> Finding:
     event_id = ASYNC.publish(world)
     victim = begun(world, event_id).pid
     assert victim != worker.pid
+    strike(world)
     os.kill(victim, signal.SIGKILL)
     killed_s = time.monotonic()
     heirs = [heir_of(world)] if way.name == "dramatiq" else []
@@ -249,6 +256,7 @@ def master_killed(way: Way, world: World) -> Finding:
     event_id = ASYNC.publish(world)
     begun(world, event_id)
     heir = heir_of(world)
+    strike(world)
     sent_s = worker.signal(signal.SIGKILL)
     ended(worker, sent_s, 2, (-signal.SIGKILL,))
     wait_until(lambda: not strays(world, heir), "its children to be gone", ASYNC.grace_s + AFTER_GRACE_S)
