@@ -21,6 +21,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from bus import BusError, ids
@@ -105,8 +106,9 @@ class Lease:
         self._ending.set()
         self._due.set()
         self.refresh()
+        deadline = time.monotonic() + END_S  # one for both: a server that hangs holds them up alike
         for thread in threads:  # first: what they still take, or tell, is to be undone by what follows
-            thread.join(END_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
         try:
             self.exchange()
             if self._hand_back_all_but_running():
