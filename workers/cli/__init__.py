@@ -15,7 +15,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import typer
 
 from bus import BusError
-from workers.cli import dead, demo, doctor, publish, queues, tail, worker
+from workers.cli import dead, demo, dev, doctor, publish, queues, tail, worker
 from workers.cli.outcome import CUT_SHORT, FAILURE, Failed, exit_code_of
 from workers.cli.terminal import tell, tell_error
 from workers.errors import WorkersError
@@ -29,6 +29,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,  # they would show values of variables, a URL among them
 )
 cli.command("demo")(demo.demo)
+cli.command("dev")(dev.dev)
 cli.command("worker")(worker.worker)
 cli.command("doctor")(doctor.doctor)
 cli.command("publish", no_args_is_help=False)(publish.publish)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from typing import Annotated
 
 import typer
 
 from bus import Bus, Closed, Delivery, Gap, Listener
+from workers.cli.lines import HumanLines, JsonLines, Lines
 from workers.cli.options import Json, Log, Namespace, Url, server_bus
 from workers.cli.outcome import Failed
-from workers.cli.terminal import printable, tell
+from workers.cli.terminal import tell
 
 __all__ = ["tail"]
 
@@ -43,7 +43,7 @@ def tail(
         callboard tail 'agent:*' --after 0 --json | jq .data
     """
     bus = server_bus(url, namespace, purpose="nothing that others publish would ever arrive here")
-    lines = _JsonLines() if as_json else _HumanLines()
+    lines = JsonLines() if as_json else HumanLines()
     try:
         asyncio.run(_follow(bus, tuple(patterns or ("**",)), after, log, count, lines))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -53,7 +53,7 @@ def tail(
 
 
 async def _follow(
-    bus: Bus, patterns: tuple[str, ...], after: str | None, log: str | None, count: int | None, lines: _Lines
+    bus: Bus, patterns: tuple[str, ...], after: str | None, log: str | None, count: int | None, lines: Lines
 ) -> None:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - asyncio.run made one
@@ -71,7 +71,7 @@ async def _follow(
                 tell(f"to go on from here: --after {listener.position}")
 
 
-async def _print_all(listener: Listener, lines: _Lines, count: int | None) -> None:
+async def _print_all(listener: Listener, lines: Lines, count: int | None) -> None:
     seen = 0
     async for item in listener:
         if isinstance(item, Closed):
@@ -87,55 +87,3 @@ def _check_log_exists(bus: Bus, log: str) -> None:
     logs = bus.store.logs()
     if log not in logs:
         raise Failed(f"there is no log {log!r} here: {', '.join(logs) if logs else 'nothing was published yet'}")
-
-
-class _JsonLines:
-    """One JSON object a line: the envelope with its position. ASCII, so that no terminal is steered by it."""
-
-    def event(self, delivery: Delivery) -> str:
-        facts = {"position": str(delivery.position), **delivery.envelope.model_dump(mode="json", exclude_none=True)}
-        # As a list, and also where there are none: on the wire they are one text.
-        facts["topics"] = list(delivery.envelope.topics)
-        if delivery.ephemeral:
-            facts["ephemeral"] = True
-        return json.dumps(facts)
-
-    def gap(self, gap: Gap) -> str:
-        return json.dumps({"gap": {"first": gap.first, "last": gap.last, "reason": gap.reason}})
-
-
-class _HumanLines:
-    """Time, number, type, topics and data on one line. Coloured only on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 - slow to import, and --json does without
-
-        self._console = Console(highlight=False, soft_wrap=True)
-
-    def event(self, delivery: Delivery) -> str:
-        envelope = delivery.envelope
-        data = json.dumps(envelope.data, ensure_ascii=False, separators=(", ", ": "))
-        return self._painted(
-            (envelope.time[11:23], "dim"),
-            ("live" if delivery.ephemeral else f"#{delivery.position.seq}", "bold cyan"),
-            (envelope.type, "bold"),
-            (" ".join(envelope.topics), "green"),
-            (data, ""),
-        )
-
-    def gap(self, gap: Gap) -> str:
-        return self._painted((f"gap {gap.first}..{gap.last} {gap.reason}", "bold red"))
-
-    def _painted(self, *parts: tuple[str, str]) -> str:
-        """Not as markup: brackets in an event are just brackets."""
-        from rich.text import Text  # noqa: PLC0415 - as above
-
-        line = Text("  ").join(Text(printable(text), style) for text, style in parts)
-        if not self._console.is_terminal:
-            return line.plain
-        with self._console.capture() as captured:
-            self._console.print(line, end="")
-        return captured.get()
-
-
-_Lines = _JsonLines | _HumanLines

@@ -46,17 +46,20 @@ class AppKit:
         self._lifespans = lifespans
         self._runtime = runtime
         self.bind = bind
-        self._witness = Witness()
+        self.ran: list[Ran] = []
         self._open = False
-        broker.add_middleware(self._witness, before=type(broker.middleware[0]))
+        broker.add_middleware(Witness(self._note), before=type(broker.middleware[0]))
         self.begin()
 
     def __repr__(self) -> str:
         return f"<AppKit of {self.bus!r}, {len(self.ran)} attempts seen>"
 
+    def _note(self, ran: Ran) -> None:
+        self.ran.append(ran)
+
     def begin(self) -> None:
         """Forget what was, for another test."""
-        self._witness.ran = []
+        self.ran = []
         self._notebook: Notebook | None = None
         self._mischief: Mischief | None = None
         self._broker.dead_letters_by_queue.clear()
@@ -71,10 +74,6 @@ class AppKit:
             )
 
     # -- running -------------------------------------------------------------------------------------------------------
-
-    @property
-    def ran(self) -> Sequence[Ran]:
-        return self._witness.ran
 
     async def drain(self, *, raise_errors: bool = True, most: int = 10_000) -> list[Ran]:
         loop, first = asyncio.get_running_loop(), len(self.ran)

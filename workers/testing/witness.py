@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dramatiq import Broker, MessageProxy
@@ -15,10 +16,10 @@ __all__ = ["Witness"]
 
 
 class Witness(Middleware):
-    """First in the stack, so that its "after" comes last, when the others have judged. Safe from any thread."""
+    """First in the stack, so that its "after" comes last, when the others have judged. It tells on the thread of the hooks."""
 
-    def __init__(self) -> None:
-        self.ran: list[Ran] = []
+    def __init__(self, tell: Callable[[Ran], None]) -> None:
+        self._tell = tell
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -36,7 +37,7 @@ class Witness(Middleware):
         attempt = message.attempt if outcome in ("done", "skipped", "back") else max(1, len(message.attempts))
         event = _event(envelope) if envelope is not None else None
         handler = message.taken.route.handler
-        self.ran.append(Ran(handler, event, envelope, attempt, outcome, error, message.retry_in_ms))
+        self._tell(Ran(handler, event, envelope, attempt, outcome, error, message.retry_in_ms))
 
 
 def _outcome(message: LaneMessage, *, skipped: bool) -> Outcome:
