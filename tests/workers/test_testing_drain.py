@@ -376,3 +376,13 @@ async def test_a_worker_may_follow_a_drain(app: App, bus: Bus) -> None:
 
     assert seen == [1, 2]
     assert [each.event for each in app.testing.ran] == [Asked(n=1), Asked(n=2)]
+
+
+async def test_a_handler_that_was_declared_late_is_bound_by_the_next_drain(app: App, bus: Bus) -> None:
+    @app.on(Asked, name="late")
+    def late(event: Asked) -> None: ...
+
+    assert (await bus.publish(Asked(n=1))).jobs == 0
+    await app.testing.drain()
+
+    assert (await bus.publish(Asked(n=2))).jobs == 1

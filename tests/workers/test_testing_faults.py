@@ -154,3 +154,16 @@ async def test_an_open_bus_is_not_moved_under_its_owners(callboard_app: App) -> 
     async with callboard_app.bus as bus:
         with pytest.raises(BusError, match="this bus is open"), moved(bus, "memory://", "elsewhere"):
             pass
+
+
+def test_bindings_of_one_world_are_not_taken_for_anothers(callboard_app: App) -> None:
+    """Both stores are at version 1 of their bindings, and these are not the same."""
+    callboard_app.bind()
+    assert callboard_app.bus.publish_sync(Paid(agent_id="ada", n=1)).jobs == 1
+
+    @callboard_app.on(Paid, name="second")
+    def second(event: Paid) -> None: ...
+
+    with world(callboard_app.testing, "memory://", "elsewhere"):
+        assert callboard_app.bus.publish_sync(Paid(agent_id="ada", n=2)).jobs == 2
+    assert callboard_app.bus.publish_sync(Paid(agent_id="ada", n=3)).jobs == 1

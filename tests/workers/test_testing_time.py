@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import dramatiq
@@ -17,6 +18,7 @@ from tests.waiting import wait_until
 from workers import App, Context
 from workers.errors import MemoryOnly
 from workers.kit import Kit
+from workers.testing import world
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 DAY_MS = 24 * 3_600_000
@@ -70,25 +72,24 @@ def thirty_days(app: App, move: Callable[[timedelta], object]) -> None:
     assert [event.day for event in app.testing.published(Reminded)] == list(range(1, 31))
 
 
-def real_s() -> float:
-    return time.clock_gettime(time.CLOCK_MONOTONIC)  # freezegun does not know it
+@contextmanager
+def under_a_second() -> Iterator[None]:
+    """Of this process's own time; on a machine that others use as well it may take a little longer."""
+    # Neither of these clocks is known to freezegun.
+    began, used = time.clock_gettime(time.CLOCK_MONOTONIC), time.process_time()
+    yield
+    assert time.process_time() - used < 1
+    assert time.clock_gettime(time.CLOCK_MONOTONIC) - began < 10
 
 
 def test_thirty_days_pass_in_a_second_by_travelling(callboard: Kit, callboard_app: App) -> None:
-    began = real_s()
-
-    thirty_days(callboard_app, callboard.travel)
-
-    assert real_s() - began < 1
+    with under_a_second():
+        thirty_days(callboard_app, callboard.travel)
 
 
 def test_thirty_days_pass_in_a_second_by_freezegun(callboard: Kit, callboard_app: App) -> None:
-    began = real_s()
-
-    with freeze_time(START, real_asyncio=True) as frozen:
+    with under_a_second(), freeze_time(START, real_asyncio=True) as frozen:
         thirty_days(callboard_app, frozen.tick)
-
-    assert real_s() - began < 1
 
 
 def test_time_that_is_moved_runs_nothing_by_itself(callboard: Kit, callboard_app: App) -> None:
@@ -146,9 +147,12 @@ def test_time_does_not_go_back(callboard: Kit) -> None:
         callboard.travel(hours=-1)
 
 
-def test_a_test_begins_at_the_time_of_day(callboard: Kit, callboard_app: App) -> None:
+def test_after_a_test_it_is_the_time_of_day_again(callboard_app: App) -> None:
+    with world(callboard_app.testing, "memory://", "elsewhere") as kit:
+        kit.travel(days=1)
+        assert callboard_app.bus.clock.now_ms() - time.time() * 1000 > DAY_MS - 1_000
+
     assert abs(callboard_app.bus.clock.now_ms() - time.time() * 1000) < 1_000
-    callboard.travel(days=1)
 
 
 def test_a_worker_is_woken(callboard: Kit, callboard_app: App, callboard_worker: dramatiq.Worker) -> None:
@@ -157,6 +161,13 @@ def test_a_worker_is_woken(callboard: Kit, callboard_app: App, callboard_worker:
     callboard.travel(days=30)
 
     wait_until(lambda: [ran.handler for ran in callboard.ran] == ["remind"], "the worker to do it")
+
+
+def test_whoever_waits_for_what_is_due_is_woken(callboard: Kit, callboard_app: App) -> None:
+    callboard_app.bus.store.wait(["$due"], 0)
+    callboard.travel(days=30)
+
+    assert callboard_app.bus.store.wait(["$due"], 0).rang == "$due"
 
 
 def test_a_workers_threads_follow_freezegun(
