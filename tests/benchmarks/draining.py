@@ -8,8 +8,8 @@ from functools import partial
 
 import dramatiq
 
-from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
-from tests.benchmarks.systems import Countdown, Noted, app_on, fill_app, redis_broker, texts
+from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
+from tests.benchmarks.systems import BASELINE, Countdown, Noted, app_on, fill_app, redis_broker, texts
 
 __all__ = ["DRAIN"]
 

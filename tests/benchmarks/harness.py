@@ -25,10 +25,7 @@ from rich.table import Table
 from tests.benchmarks import child
 from tests.servers import Server
 
-__all__ = ["BASELINE", "Bench", "Case", "Family", "Numbers", "Row", "Work", "main", "rows_of"]
-
-BASELINE = "dramatiq redis"
-"""The system that all ratios are to."""
+__all__ = ["Bench", "Case", "Family", "Numbers", "Row", "Work", "main", "rows_of"]
 
 Numbers = dict[str, float]
 """What one run of a case gave: a number for each work, by its name."""
@@ -75,14 +72,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Family:
-    """Works that are measured together, and the systems that do them."""
+    """Works that are measured together, and the systems that do them. The first is what the others are compared with."""
 
     works: tuple[Work, ...]
     cases: tuple[Case, ...]
 
+    @property
+    def baseline(self) -> str:
+        """The system that the ratios are to."""
+        return self.cases[0].system
+
 
 class Row(NamedTuple):
-    """One system at one work. ``ratio`` is to :data:`BASELINE`, and above 1 is better whatever the unit."""
+    """One system at one work. ``ratio`` is to its family's baseline, and above 1 is better whatever the unit."""
 
     work: str
     system: str
@@ -114,7 +116,7 @@ def rows_of(families: Sequence[Family], bench: Bench, rounds: int) -> list[Row]:
                 for work, value in numbers.items():
                     samples[work, case.system, case.tuning].append(value)
                 _progress(f"{time.monotonic() - started:5.0f} s  round {number + 1}", case, numbers)
-    return [row for family in families for work in family.works for row in _rows(work, samples)]
+    return [row for family in families for work in family.works for row in _rows(work, family.baseline, samples)]
 
 
 def _progress(when: str, case: Case, numbers: Numbers) -> None:
@@ -123,14 +125,14 @@ def _progress(when: str, case: Case, numbers: Numbers) -> None:
     print(f"{when}  {system}: {found}", file=sys.stderr, flush=True)
 
 
-def _rows(work: Work, samples: Samples) -> list[Row]:
+def _rows(work: Work, baseline: str, samples: Samples) -> list[Row]:
     best: dict[str, tuple[float, list[float], str]] = {}
     for (name, system, tuning), values in samples.items():
         if name == work.name:
             goodness = median(values) if work.more_is_better else -median(values)
             if system not in best or goodness > best[system][0]:
                 best[system] = (goodness, values, tuning)
-    base = median(best[BASELINE][1])
+    base = median(best[baseline][1])
     return [
         Row(
             work.name,
@@ -150,7 +152,9 @@ def _rows(work: Work, samples: Samples) -> list[Row]:
 
 
 def _table(rows: Sequence[Row], title: str) -> Table:
-    table = Table(title=title, caption=f"ratio: to {BASELINE}; above 1 is better, for rates and for costs alike")
+    table = Table(
+        title=title, caption="ratio: to the first system of each work; above 1 is better, for rates and for costs alike"
+    )
     for heading in ("work", "system"):
         table.add_column(heading)
     for heading in ("median", "min", "max"):

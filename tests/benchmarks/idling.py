@@ -13,8 +13,8 @@ from typing import Any
 import dramatiq
 
 from tests.benchmarks import child
-from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
-from tests.benchmarks.systems import TEXT, Noted, app_on, redis_broker
+from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
+from tests.benchmarks.systems import BASELINE, TEXT, Noted, app_on, redis_broker
 from tests.servers import Server
 
 __all__ = ["COMMANDS", "LATENCY"]

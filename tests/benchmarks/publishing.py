@@ -7,8 +7,8 @@ import time
 import dramatiq
 
 from bus import Bus
-from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
-from tests.benchmarks.systems import Noted, app_on, publications, redis_broker, texts
+from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
+from tests.benchmarks.systems import BASELINE, Noted, app_on, publications, redis_broker, texts
 
 __all__ = ["BATCHED", "SINGLE"]
 

@@ -10,8 +10,10 @@ from dramatiq.brokers.redis import RedisBroker
 from bus import Bus, Event, Publication
 from workers import App
 
-__all__ = ["BATCH", "Countdown", "Noted", "app_on", "fill_app", "publications", "redis_broker", "texts"]
+__all__ = ["BASELINE", "BATCH", "Countdown", "Noted", "app_on", "fill_app", "publications", "redis_broker", "texts"]
 
+BASELINE = "dramatiq redis"
+"""The system that ours is compared with, and so the first case of each family."""
 AGENTS = 100
 TEXT = "x" * 150
 """With an agent's id and the JSON around it, about 200 bytes of data."""

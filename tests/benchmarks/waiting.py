@@ -19,10 +19,10 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
 
 from tests.benchmarks import child
-from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
+from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
 from tests.benchmarks.meter import Meter
 from tests.benchmarks.peers import PeerMissing, python_with
-from tests.benchmarks.systems import Countdown, Noted, app_on, fill_app, texts
+from tests.benchmarks.systems import BASELINE, Countdown, Noted, app_on, fill_app, texts
 
 __all__ = ["families"]
 

@@ -8,10 +8,10 @@ from functools import partial
 import dramatiq
 
 from tests.benchmarks import child
-from tests.benchmarks.harness import BASELINE, Bench, Case, Family, Numbers, Work
-from tests.benchmarks.systems import Noted, app_on, fill_app, redis_broker, texts
+from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
+from tests.benchmarks.systems import BASELINE, Noted, app_on, fill_app, redis_broker, texts
 
-__all__ = ["BYTES"]
+__all__ = ["BYTES", "used"]
 
 WORK = Work("bytes per waiting event", "bytes", more_is_better=False)
 
@@ -61,12 +61,13 @@ def wait_event(url: str, namespace: str, many: int, *, bound: bool) -> None:
 
 def _bytes(bench: Bench, *, piece: Callable[..., None], **arguments: bool) -> Numbers:
     where, many = bench.fresh(), bench.many(2_000, 10_000)
-    before = _used(bench)
+    before = used(bench)
     child.run(piece, where | {"many": many} | arguments)
-    return {WORK.name: (_used(bench) - before) / many}
+    return {WORK.name: (used(bench) - before) / many}
 
 
-def _used(bench: Bench) -> float:
+def used(bench: Bench) -> float:
+    """What the server has in memory, in bytes."""
     with bench.server.client() as client:
         client.execute_command("MEMORY", "PURGE")
         return float(client.info("memory")["used_memory"])
