@@ -8,6 +8,7 @@ from importlib import import_module
 SUITES = {
     "queue": "publishing, draining, idling: beside Dramatiq's stock RedisBroker",
     "async": "thousands of handlers that wait: beside Dramatiq's AsyncIO and other task queues",
+    "live": "latency, fan-out, what a history costs: beside redis-py's pub/sub, broadcaster and FastStream",
 }
 MODULES = {"async": "waiting_suite"}
 """Suites whose names cannot be those of modules."""

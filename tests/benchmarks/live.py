@@ -12,56 +12,55 @@ hands typed events to its listeners: FastStream's handlers get what is in the JS
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 from tests.benchmarks import child, harness
-from tests.benchmarks.environments import Environment, ours_with, python_of
 from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
 from tests.benchmarks.hearing.load import BATCH
 from tests.benchmarks.history import BYTES, COST
+from tests.benchmarks.peers import PeerMissing, python_with
 
 __all__ = ["main"]
 
-# broadcaster 0.3.1 hears nothing with redis-py 8, and there is no later one.
-BROADCASTER = Environment("broadcaster", ("broadcaster==0.3.1", "redis[hiredis]==7.4.*"))
+BROADCASTER = ("broadcaster", ["broadcaster==0.3.1", "redis[hiredis]==7.4.*"])
+"""It hears nothing with redis-py 8, and there is no later one."""
+FASTSTREAM = ("faststream-live", ["faststream[redis]"])
 
-LISTENERS = (1, 10, 100)
 EVENTS = {1: 10_000, 10: 5_000, 100: 4_000}
 """To how many listeners so many are sent; a tenth in a quick run, and where somebody is that slow."""
 
 P50 = Work("publish -> listener p50", "ms", more_is_better=False)
 P99 = Work("publish -> listener p99", "ms", more_is_better=False)
-TO = {many: Work(f"fan-out to {many}", "deliveries/s", more_is_better=True) for many in LISTENERS}
+TO = {many: Work(f"fan-out to {many}", "deliveries/s", more_is_better=True) for many in EVENTS}
 
 
-def here() -> Path:
-    """Our own Python."""
-    return Path(sys.executable)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
-    """Where a system's pieces are, how they are called, and the Python that has what they need."""
+    """Where a system's pieces are, how they are called, and the environment that has what they need (none: ours)."""
 
     name: str
     pieces: str
     options: dict[str, Any] = field(default_factory=dict)
-    python: Callable[[], Path] = here
+    environment: tuple[str, list[str]] | None = None
     share: float = 1.0
     """Of the load: less for one that would take minutes."""
 
+    @property
+    def python(self) -> str:
+        """The Python to run it with. Raises :class:`PeerMissing` where that cannot be made."""
+        return python_with(*self.environment) if self.environment else sys.executable
+
     def listening(self, piece: str, **arguments: Any) -> child.Child:
         """A piece of this system, running."""
-        return child.Child(self._name(piece), arguments | self.options, python=self.python())
+        return child.Child(self._name(piece), arguments | self.options, python=self.python)
 
     def run(self, piece: str, **arguments: Any) -> Any:
         """A piece of this system, from start to end."""
-        return child.run(self._name(piece), arguments | self.options, python=self.python())
+        return child.run(self._name(piece), arguments | self.options, python=self.python)
 
     def _name(self, piece: str) -> str:
         return f"tests.benchmarks.hearing.{self.pieces}:{piece}"
@@ -69,12 +68,11 @@ class System:
 
 REDIS_PY = System("redis-py pub/sub", "redis_py")
 BY_HAND = System("redis-py, one subscription shared by hand", "redis_py")
-BROADCAST = System("broadcaster", "broadcast", python=partial(python_of, BROADCASTER))
-CHANNEL = System(
-    "faststream, channel", "faststream_redis", {"stream": False}, partial(ours_with, "faststream"), share=0.1
-)
-STREAM = System("faststream, stream", "faststream_redis", {"stream": True}, partial(ours_with, "faststream"), share=0.1)
+BROADCAST = System("broadcaster", "broadcast", environment=BROADCASTER)
+CHANNEL = System("faststream, channel", "faststream_redis", {"stream": False}, FASTSTREAM, share=0.1)
+STREAM = System("faststream, stream", "faststream_redis", {"stream": True}, FASTSTREAM, share=0.1)
 OURS = System("callboard", "ours")
+LISTENING = (REDIS_PY, BROADCAST, CHANNEL, STREAM, OURS)
 
 
 def _latency(bench: Bench, *, system: System, **options: Any) -> Numbers:
@@ -100,39 +98,50 @@ def _fan_out(
     return {TO[listeners].name: many * listeners / ((ended_ns - started_ns) / 1e9)}
 
 
-LATENCY = Family(
-    (P50, P99),
-    (
-        *(Case(each.name, partial(_latency, system=each)) for each in (REDIS_PY, BROADCAST, CHANNEL, STREAM, OURS)),
-        Case("callboard, ephemeral", partial(_latency, system=OURS, ephemeral=True)),
-    ),
-)
+def _families(there: Collection[System]) -> dict[str, Family]:
+    """The works, with the systems that are there."""
+    return {
+        "latency": Family(
+            (P50, P99),
+            (
+                *(Case(each.name, partial(_latency, system=each)) for each in LISTENING if each in there),
+                Case("callboard, ephemeral", partial(_latency, system=OURS, ephemeral=True)),
+            ),
+        ),
+        **{f"fan-out-{listeners}": _to(listeners, there) for listeners in TO},
+        "bytes": BYTES,
+        "cost": COST,
+    }
 
 
-def _to(listeners: int) -> Family:
-    fan_out = partial(_fan_out, listeners=listeners)
+def _to(listeners: int, there: Collection[System]) -> Family:
+    pieces: dict[System, Callable[..., Numbers]] = {
+        REDIS_PY: _fan_out,
+        BY_HAND: partial(_fan_out, piece="hear_all_shared"),
+        # It has no batches; what redis-py sends in a pipeline is the same to its listeners, and sooner there.
+        BROADCAST: partial(_fan_out, publisher=REDIS_PY),
+        CHANNEL: _fan_out,
+        STREAM: _fan_out,
+        OURS: _fan_out,
+    }
     return Family(
         (TO[listeners],),
-        (
-            Case(REDIS_PY.name, partial(fan_out, system=REDIS_PY)),
-            Case(BY_HAND.name, partial(fan_out, system=BY_HAND, piece="hear_all_shared")),
-            # It has no batches; what redis-py sends in a pipeline is the same to its listeners, and sooner there.
-            Case(BROADCAST.name, partial(fan_out, system=BROADCAST, publisher=REDIS_PY)),
-            Case(CHANNEL.name, partial(fan_out, system=CHANNEL)),
-            Case(STREAM.name, partial(fan_out, system=STREAM)),
-            Case(OURS.name, partial(fan_out, system=OURS)),
+        tuple(
+            Case(system.name, partial(measure, system=system, listeners=listeners))
+            for system, measure in pieces.items()
+            if system in there
         ),
     )
 
 
-FAMILIES = {
-    "latency": LATENCY,
-    **{f"fan-out-{listeners}": _to(listeners) for listeners in LISTENERS},
-    "bytes": BYTES,
-    "cost": COST,
-}
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the suite's command line."""
-    harness.main("live", FAMILIES, arguments)
+    missing: dict[str, str] = {}
+    there = [REDIS_PY, BY_HAND]
+    for system in (BROADCAST, CHANNEL, STREAM, OURS):
+        try:
+            assert system.python
+            there.append(system)
+        except PeerMissing as why:
+            missing[system.name] = str(why)
+    harness.main("live", _families(there), arguments, missing)

@@ -14,6 +14,9 @@ from tests.benchmarks.hearing.load import BATCH, CHANNEL, PATIENCE_S, at_leisure
 
 __all__ = ["hear_all", "hear_latencies", "publish_at_leisure", "publish_in_batches"]
 
+WAKE_UP = -1
+"""The moment of sending of messages that are not measured."""
+
 
 def hear_latencies(url: str, namespace: str, many: int, *, stream: bool) -> list[float]:
     """One listener; its answer are the latencies."""
@@ -43,35 +46,29 @@ def hear_all(url: str, namespace: str, many: int, listeners: int, *, stream: boo
 
 async def _hear(url: str, listeners: int, heard: Callable[[Any], bool], *, stream: bool) -> None:
     broker = RedisBroker(url, logger=None, max_connections=listeners + 10)
+    awake: set[int] = set()
     over = asyncio.Event()
 
-    def declare() -> None:
+    def declare(number: int) -> None:
         async def handle(said: Any) -> None:
-            if heard(said):
+            if said["sent_ns"] == WAKE_UP:
+                awake.add(number)
+            elif heard(said):
                 over.set()
 
         broker.subscriber(**_place(stream=stream))(handle)
 
-    for _ in range(listeners):
-        declare()
+    for number in range(listeners):
+        declare(number)
     await broker.start()
-    await _subscribed(url, listeners, stream=stream)
-    child.say("ready")
     async with asyncio.timeout(PATIENCE_S):
+        # It does not say when it listens; and one that reads a stream forgets, until its first message, what it missed.
+        while len(awake) < listeners:
+            await broker.publish(message(WAKE_UP), **_place(stream=stream))
+            await asyncio.sleep(0.2)
+        child.say("ready")
         await over.wait()
     await broker.stop()
-
-
-async def _subscribed(url: str, listeners: int, *, stream: bool) -> None:
-    """It does not say when it listens; the server does."""
-    async with redis.asyncio.Redis.from_url(url) as client:
-        listening = 0
-        while listening < listeners:
-            await asyncio.sleep(0.01)
-            if stream:
-                listening = (await client.info("clients"))["blocked_clients"]
-            else:
-                ((_, listening),) = await client.pubsub_numsub(CHANNEL)
 
 
 def _place(*, stream: bool) -> dict[str, Any]:

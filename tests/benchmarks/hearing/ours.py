@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from bus import Bus, Delivery, Publication
-from bus.listener import Item
+from bus.delivery import Item
 from tests.benchmarks import child
 from tests.benchmarks.hearing.load import (
     AGENT,
