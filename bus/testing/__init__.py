@@ -12,9 +12,12 @@ on a condition with a deadline. There is no pytest in here, and production code 
         run(check, store)  # asyncio.run for the coroutine functions
 
 :data:`LEASE_CHECKS` are told apart by what they need: a store made with ``lease_ms=SHORT_LEASE_MS``.
+
+:class:`FaultyStore` breaks the log side of any store on request.
 """
 
 from bus.testing.end_checks import END_CHECKS
+from bus.testing.faulty import FaultyStore
 from bus.testing.lane_checks import LANE_CHECKS
 from bus.testing.lease_checks import LEASE_CHECKS, WORKER_CHECKS
 from bus.testing.ledger_checks import LEDGER_CHECKS
@@ -24,7 +27,7 @@ from bus.testing.queue_checks import QUEUE_CHECKS as JOB_CHECKS
 from bus.testing.store_checks import CALM_LEASE_MS, SHORT_LEASE_MS, Check
 from bus.testing.suspect_checks import SUSPECT_CHECKS
 
-__all__ = ["CALM_LEASE_MS", "LEASE_CHECKS", "LOG_CHECKS", "QUEUE_CHECKS", "SHORT_LEASE_MS", "Check"]
+__all__ = ["CALM_LEASE_MS", "LEASE_CHECKS", "LOG_CHECKS", "QUEUE_CHECKS", "SHORT_LEASE_MS", "Check", "FaultyStore"]
 
 LOG_CHECKS: tuple[Check, ...] = (*NUMBER_CHECKS, *LIVE_CHECKS, *END_CHECKS)
 """The log side: numbers, ages, ids, bindings, pages, live frames, ends, times."""

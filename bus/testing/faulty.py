@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bus import ids
-from bus.store.base import Batch, Confirmed, Entry, Frame, Limits, LoopStore, Page, Post, Store
+from bus.store.base import QUIET, Batch, Entry, Frame, Heard, Limits, LoopStore, Page, Post, Store
 from bus.testing.faulty_link import Door, Faults
 
 __all__ = ["FaultyStore"]
@@ -69,7 +69,7 @@ class FaultyStore:
         """The frames that wait, in the order in which they came."""
         return [frame for _, frame in self._faults.held or ()]
 
-    def watch(self, passed: Callable[[Frame | Confirmed], None]) -> None:
+    def watch(self, passed: Callable[[Heard], None]) -> None:
         """Have a function told of all that passes to a listener. One at a time: the last one counts."""
         self._faults.passed = passed
 
@@ -93,6 +93,11 @@ class FaultyStore:
         """Send a frame to every subscription, whether the store ever did or not; it does not pass those that wait."""
         for line in tuple(self._faults.lines):
             self._faults.send(line, frame)
+
+    def hush(self) -> None:
+        """Let every subscription say that it has been quiet for a while."""
+        for line in tuple(self._faults.lines):
+            line.say(QUIET)
 
     def cut(self) -> None:
         """End every subscription, and lose what was on its way."""

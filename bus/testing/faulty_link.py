@@ -10,14 +10,26 @@ from typing import Literal, cast
 
 from bus.errors import BusUnavailable
 from bus.position import Position
-from bus.store.base import Appended, Batch, Confirmed, Frame, LoopStore, Page, Stale, Store
+from bus.store.base import (
+    NO_LIMITS,
+    Appended,
+    Batch,
+    Confirmed,
+    Ended,
+    Frame,
+    Heard,
+    LoopStore,
+    OwnLimits,
+    Page,
+    Stale,
+    Store,
+    Whisper,
+)
 
 __all__ = ["Door", "Faults", "Line"]
 
 REMEMBERED = 1_000
 """Frames of the past that can be sent once more."""
-
-Heard = Frame | Confirmed
 
 
 class Faults:
@@ -100,9 +112,10 @@ class Line:
                 async for one in frames:
                     if isinstance(one, Frame):
                         self._faults.heard(self, one)
-                    elif not confirmed:
+                    elif confirmed and isinstance(one, Confirmed):
+                        confirmed = False
+                    else:
                         self.say(one)
-                    confirmed = confirmed and isinstance(one, Frame)
         except BusUnavailable:
             self.cut()
 
@@ -122,18 +135,27 @@ class Door:
         self._store = store
         self._beneath: dict[Store, LoopStore] = {}
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale]:
+    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         """As the store beneath."""
         return await self._open().append(batches)
 
-    async def announce(self, log: str, epoch: str, topics: str, body: bytes) -> Position:
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
         """As the store beneath."""
-        return await self._open().announce(log, epoch, topics, body)
+        return await self._open().announce(log, epoch, whispers)
+
+    async def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
+        """As the store beneath."""
+        return await self._open().close_log(log, epoch, own)
 
     async def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
         """As the store beneath, unless it was told to fail."""
         self._faults.may_fail("read")
         return await self._open().read(log, epoch, after, limit)
+
+    async def seek(self, log: str, epoch: str, at_ms: int) -> Position:
+        """As the store beneath, unless reads were told to fail."""
+        self._faults.may_fail("read")
+        return await self._open().seek(log, epoch, at_ms)
 
     async def subscribe(self, log: str) -> AsyncIterator[Heard]:
         """What passes of what the store beneath says, unless it was told to fail."""
