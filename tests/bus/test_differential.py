@@ -25,8 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus import Bus, BusError, Delivery, Event, Listener, Position, Publication, Receipt, codec, ids
-from bus import listener as listener_module
+from bus import Bus, BusError, Delivery, Event, Listener, Position, Publication, Receipt, codec, ids, mailbox
 from bus.bindings import Binding
 from bus.clock import Clock
 from bus.hub import Hub
@@ -182,6 +181,7 @@ class Stage:
 
     async def whisper(self, event: Any, topics: tuple[str, ...], log: str | None) -> None:
         receipt = await self.bus.publish(event, topics=topics, log=log, ephemeral=True)
+        await self.bus.flush(log)
         self.note(f"  {receipt}")
         # Live frames come in order: once what follows was handed out, so was the whisper.
         await self.publish(Publication({"type": "diff.after"}, (), log=log))
@@ -237,7 +237,7 @@ class Stage:
         self.note(f"  {await asyncio.to_thread(self.bus.store.unbind, [handler])}")
 
     async def status(self) -> None:
-        self.note(f"  {self.bus.status()._replace(mode='')}")
+        self.note(f"  {self.bus.status()._replace(mode='', since=None)}")
 
 
 def told(item: Any) -> str:
@@ -276,7 +276,7 @@ examples = count()
 @given(program=PROGRAMS)
 async def test_memory_and_a_real_server_say_the_same(program: list[Step], redis_url: str, namespace: str) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(listener_module, "QUEUE", QUEUE)
+        patched.setattr(mailbox, "QUEUE", QUEUE)
         in_memory = await transcript_of(program, "memory://", namespace, patched)
         on_redis = await transcript_of(program, redis_url, f"{namespace}.{next(examples)}", patched)
 
