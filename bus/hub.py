@@ -75,6 +75,9 @@ class Tuned(Protocol):
     def fall_behind(self) -> None:
         """Read on from the log by itself, and detach."""
 
+    def reached(self, position: Position) -> bool:
+        """The hub has come to there. Whether that is as far as this listener had read by itself, or further."""
+
     def confirm(self, top: Position) -> None:
         """The log was read up to its top; whoever has read further stands in a branch of it that is lost."""
 
@@ -103,6 +106,7 @@ class Hub:
         """How it waits, and its listeners with it."""
         self.listeners: set[Tuned] = set()
         self._attached: set[Tuned] = set()
+        self._ahead: set[Tuned] = set()  # of those attached, who may have read further than we stand
         self._wanting: dict[str, tuple[Tuned, ...]] = {}
         self._store = store
         self._task: asyncio.Task[None] | None = None
@@ -188,11 +192,13 @@ class Hub:
     def attach(self, listener: Tuned) -> None:
         """Hand it what comes from now on. Safe twice."""
         self._attached.add(listener)
+        self._ahead.add(listener)
         self._wanting.clear()
 
     def detach(self, listener: Tuned) -> None:
         """Hand it nothing more. Safe twice."""
         self._attached.discard(listener)
+        self._ahead.discard(listener)
         self._wanting.clear()
 
     def _who_wants(self, topics: str) -> tuple[Tuned, ...]:
@@ -288,6 +294,8 @@ class Hub:
         if not ephemeral:
             self.position = position
             self.trail.note(position.seq, position.token)
+            if self._ahead:
+                self._ahead -= {listener for listener in tuple(self._ahead) if listener.reached(position)}
         wanting = self._wanting.get(entry.topics)
         if wanting is None:
             wanting = self._who_wants(entry.topics)

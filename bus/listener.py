@@ -214,13 +214,10 @@ class Listener(Tuned):
         """See :class:`bus.hub.Tuned`; what does not fit is the policy's affair."""
         item = found.item
         assert self._reader is not None  # noqa: S101 - only an entered listener is attached
-        if found.before.seq < self._read_to and isinstance(item, Delivery):
-            if not item.ephemeral:
-                if item.position.seq == self._read_to:
-                    self.confirm(item.position)
+        if found.before.seq < self._read_to:
+            if isinstance(item, Delivery) and not item.ephemeral:
                 return  # read from the log already
-            if self._reader.cursor is not None:
-                found = found._replace(before=self._reader.cursor)  # we have read on, past the hub
+            found = found._replace(before=self._reader.cursor or found.before)  # we stand further than the hub
         mailbox = self._mailbox
         if mailbox.fits(found):
             mailbox.put(found)
@@ -242,6 +239,12 @@ class Listener(Tuned):
                 self._reader.trail.go_on(hub.trail, at.seq)
             self._mailbox.clear()
             self._detach(hub)
+
+    def reached(self, position: Position) -> bool:
+        """See :class:`bus.hub.Tuned`. Whatever the topics of that event: it tells our branch from another."""
+        if position.seq == self._read_to:
+            self.confirm(position)
+        return position.seq >= self._read_to
 
     def confirm(self, top: Position) -> None:
         """See :class:`bus.hub.Tuned`. Reading on by itself finds the gap, or none if the log has just grown."""

@@ -61,12 +61,14 @@ class Reader:
             return page, gap
         common = await self._last_common(at, page.epoch) if gap.reason == "fork" else None
         # Of another life, or an unknown branch: what followed "our" number there is unknown, so begin at what is kept.
-        self.trail.forget()
+        self.trail.cut(common.seq if common else 0)
         page = await self._store.read(self._log, page.epoch, common.seq if common else 0, PAGE)
         if common is not None:
             missing = follow(common, page)
             return page, Gap(common.seq + 1, max(at.seq, missing.last if missing else 0), "fork")
-        return page, (follow(at, page) or gap) if gap.reason == "epoch" else gap
+        if gap.reason == "epoch":
+            return page, follow(at, page) or gap
+        return page, Gap(min(page.entries[0].seq if page.entries else page.top + 1, at.seq), at.seq, "fork")
 
     async def _last_common(self, at: Position, epoch: str) -> Position | None:
         """The last event that the log shares with the way we have come, by going back page by page."""

@@ -37,6 +37,11 @@ class Trail:
             if seq <= end and (not self._passed or seq > self._passed[-1][0]):
                 self.note(seq, token)
 
+    def cut(self, end: int) -> None:
+        """Go back to number ``end``: what came after it was another branch."""
+        while self._passed and self._passed[-1][0] > end:
+            self._passed.pop()
+
     def forget(self) -> None:
         """Begin anew: in another epoch, or on another branch."""
         self._passed.clear()
