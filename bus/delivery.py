@@ -38,8 +38,9 @@ class Gap:
     """A hole that cannot be repaired: events ``first`` to ``last`` of the log (both included) are not coming.
 
     ``trimmed``: the log no longer keeps them (nor what could prove that your events before them are still the log's). ``epoch``: the log lost its data and began another life; ``first`` counts
-    in the old one, ``last`` in the new. ``fork``: the server went on from an older state of the log (a replica promoted
-    too early), so that numbers up to ``last`` may have been given out twice.
+    in the old one, ``last`` in the new. ``fork``: the server
+    went on from an older state of the log (a replica promoted too early); the numbers from ``first`` to ``last`` were given
+    out twice, and what comes next begins with the new ``first``.
     """
 
     first: int

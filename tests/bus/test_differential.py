@@ -150,7 +150,7 @@ class Stage:
 
     async def quiet(self) -> None:
         """Until the hubs have handed out everything."""
-        side = self.bus._sides.here()  # noqa: SLF001 - nothing public tells where a hub stands
+        side = self.bus._life.sides.here()  # noqa: SLF001 - nothing public tells where a hub stands
         assert side is not None
         for name, hub in side.hubs.items():
             await eventually(partial(self._is_at_top, hub), f"the hub of {name} to be at {self.tops.get(name)}")

@@ -247,7 +247,7 @@ class LiveSide(RuleBasedStateMachine):
 
     def _is_news(self, key: Key) -> bool:
         """Not to a hub that stands higher and remembers nothing of that number: to it that is a repeat."""
-        side = self.bus._sides.here()  # noqa: SLF001 - nothing public tells what a hub remembers
+        side = self.bus._life.sides.here()  # noqa: SLF001 - nothing public tells what a hub remembers
         hub = side.hubs.get("main") if side else None
         at = hub.position if hub else None
         return hub is None or at is None or key.seq > at.seq or hub.trail.token(key.seq) is not None

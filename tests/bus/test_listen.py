@@ -471,9 +471,9 @@ async def test_a_cursor_of_another_branch_is_told_and_then_what_is_kept(url: str
         receipts = await bus.publish_many(numbered(1, 5))
         epoch = receipts[0].position.epoch
         for position, gap in [
-            (Position(epoch, 3, "other"), Gap(3, 3, "fork")),  # another event under our number
-            (Position(epoch, 5, "other"), Gap(5, 5, "fork")),  # the same, at the top
-            (Position(epoch, 9, "other"), Gap(6, 9, "fork")),  # a number that was not given out again yet
+            (Position(epoch, 3, "other"), Gap(1, 3, "fork")),  # another event under our number
+            (Position(epoch, 5, "other"), Gap(1, 5, "fork")),  # the same, at the top
+            (Position(epoch, 9, "other"), Gap(1, 9, "fork")),  # a number that was not given out again yet
         ]:
             async with bus.listen(after=position) as listener:
                 assert await anext(listener) == gap
