@@ -286,11 +286,12 @@ class Bus:
                 hub = await side.hub(name)
                 self._life.usable()  # it may have been closed meanwhile, and nobody would tell this listener
             except BaseException:
+                side.left(name)
                 await using.__aexit__(None, None, None)
                 raise
 
             async def leave() -> None:
-                side.left(hub)
+                side.left(name)
                 await using.__aexit__(None, None, None)
 
             return Joined(hub, side.store, leave)

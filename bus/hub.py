@@ -125,6 +125,8 @@ class Hub:
         Raises the first :class:`~bus.errors.BusUnavailable` if it cannot attach, or :class:`~bus.errors.BusClosed` if it
         was closed meanwhile.
         """
+        if self.state == "ended":
+            await self._look_again()
         if self._task is None and self.state != "closed":
             self._task = asyncio.create_task(self._run(), name=f"callboard hub {self.name}")
         await self._ready.wait()
@@ -133,6 +135,14 @@ class Hub:
             raise self._failure
         if self.state == "closed":
             raise BusClosed
+
+    async def _look_again(self) -> None:
+        """A log that had ended begins another life where its server lost the data, or forgot it in the end."""
+        page = await self._store.read(self.name, ids.epoch(), 0, 0)
+        if self.state == "ended" and not page.closed:
+            self._enter("connecting")
+            self._ready.clear()
+            self._task = None
 
     async def close(self) -> None:
         """End every listener, then the task and its subscription, within a deadline. Safe twice."""
@@ -215,6 +225,10 @@ class Hub:
         if isinstance(heard, Frame):
             if self._file(heard):
                 return
+            if heard.ephemeral:
+                await self._repair()  # it came after events that we have not heard
+                self._file(heard)
+                return
         elif isinstance(heard, Quiet) and await self._agrees():
             return
         self._enter("repairing")
@@ -238,8 +252,7 @@ class Hub:
         if at is None or frame.end:
             return False
         if frame.ephemeral:
-            self._hand_out(Position(frame.epoch, entry.seq, entry.token), entry, ephemeral=True)
-            return True
+            return self._whispered(frame, at)
         if frame.epoch != at.epoch:
             return False
         if entry.seq == at.seq + 1 and entry.prev == at.token:
@@ -249,6 +262,13 @@ class Hub:
         if entry.seq == at.seq:
             return entry.token == at.token
         return entry.seq < at.seq and self.trail.token(entry.seq) in (None, entry.token)
+
+    def _whispered(self, frame: Frame, at: Position) -> bool:
+        """Hand out what has no number where it belongs. After a repair it may be late: then it is lost, never out of order."""
+        came_after = Position(frame.epoch, frame.entry.seq, frame.entry.token)
+        if came_after == at:
+            self._hand_out(at, frame.entry, ephemeral=True)
+        return frame.epoch != at.epoch or came_after.seq <= at.seq
 
     async def _agrees(self) -> bool:
         """Whether the log still stands where we do. A quiet link may have lost its other end; a log, its place."""

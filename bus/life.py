@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from bus.errors import BusClosed, BusUnavailable
+from bus.finishing import finished
 from bus.sides import Side, Sides
 from bus.store.base import Store
 from bus.whispers import ThreadWhispers
@@ -49,6 +50,7 @@ class Life:
                 self._reach()
             else:
                 await asyncio.to_thread(self._reach)
+            # After this nothing waits: a cancellation comes before it or after it.
             self.sides.take(self.store.on_loop).owners += 1
 
     async def close(self) -> None:
@@ -57,6 +59,9 @@ class Life:
         if side is None or side.owners == 0:
             return
         side.owners -= 1
+        await finished(self._end(side))
+
+    async def _end(self, side: Side) -> None:
         if side.owners == 0:
             await side.whispers.close()
             await side.close_hubs()
@@ -156,7 +161,7 @@ class Life:
         try:
             yield side
         finally:
-            await self.sides.release(side)
+            await finished(self.sides.release(side))
 
     def rest(self) -> None:
         """Close the blocking connections if nobody owns the bus; it opens by itself when it is used again. Safe twice.

@@ -47,8 +47,11 @@ class Joined(NamedTuple):
     leave: Callable[[], Awaitable[None]]
 
 
-async def start_of(store: LoopStore, log: str, after: Position | Literal["0"] | datetime) -> Position | Literal["0"]:
-    """The position to begin after; of a time, that of the last event before it."""
+async def start_of(store: LoopStore, log: str, after: After) -> Position | Literal["0"]:
+    """The position to begin after; of a time, that of the last event before it, and of ``None`` the log's last."""
+    if after is None:
+        top = await store.read(log, ids.epoch(), 0, 0)
+        return Position(top.epoch, top.top, top.top_token)
     if not isinstance(after, datetime):
         return after
     return await store.seek(log, ids.epoch(), int(after.timestamp() * 1000))
@@ -98,15 +101,14 @@ class Listener(Tuned):
         hub = joined.hub
         hub.listeners.add(self)
         try:
-            # Of all that comes from now on, what the hub stands at is where we join, whatever happens meanwhile.
-            after = await start_of(joined.store, self._log, self._after) if self._after else hub.position
+            after = await start_of(joined.store, self._log, self._after)
         except BaseException:
             await self.close()
             raise
-        assert after is not None  # a hub that started stands somewhere  # noqa: S101
         self._reader = Reader(joined.store, self._log, self._matcher, after, hub.decoder)
-        if after == hub.position:
-            self._attach(hub)
+        # What we were given is proven by reading on from it; the log's own top needs no proof.
+        if self._end is None and isinstance(after, Position) and (self._after is None or after == hub.position):
+            self._join_at(hub, after)
         return self
 
     async def __aexit__(
@@ -184,11 +186,24 @@ class Listener(Tuned):
             return
         if reader.closed:
             self.end("log")
-        elif hub.position.epoch == reader.cursor.epoch and hub.position.seq <= reader.cursor.seq:
-            # The log may be ahead of the hub, whose frames are still on their way: those up to our cursor are skipped.
-            self._attach(hub)
-        elif reader.cursor == at:
+        elif not self._join_at(hub, reader.cursor) and reader.cursor == at:
             await hub.pause(0.01)  # the hub stands in another life or branch of the log and is about to notice
+
+    def _join_at(self, hub: Hub, cursor: Position) -> bool:
+        """Attach if the hub stands where we do, or before it.
+
+        Its frames may still be on their way: those up to our cursor are skipped.
+        """
+        at = hub.position
+        joins = (
+            at is not None
+            and at.epoch == cursor.epoch
+            and at.seq <= cursor.seq
+            and (at.seq < cursor.seq or at == cursor)
+        )
+        if joins:
+            self._attach(hub)
+        return joins
 
     def _attach(self, hub: Hub) -> None:
         assert self._reader is not None  # noqa: S101 - only an entered listener attaches
@@ -215,9 +230,7 @@ class Listener(Tuned):
         item = found.item
         assert self._reader is not None  # noqa: S101 - only an entered listener is attached
         if found.before.seq < self._read_to:
-            if isinstance(item, Delivery) and not item.ephemeral:
-                return  # read from the log already
-            found = found._replace(before=self._reader.cursor or found.before)  # we stand further than the hub
+            return  # read from the log already; and what was whispered before that comes too late
         mailbox = self._mailbox
         if mailbox.fits(found):
             mailbox.put(found)
@@ -254,7 +267,8 @@ class Listener(Tuned):
 
     def end(self, reason: EndReason) -> None:
         """See :class:`bus.hub.Tuned`; what waits may still be read."""
-        if self._end is None and self._reader is not None and self._joined is not None:
-            self._reader.cursor = self._seen
+        if self._end is None and self._joined is not None:
+            if self._reader is not None:
+                self._reader.cursor = self._seen
             self._end = reason
             self._detach(self._joined.hub)

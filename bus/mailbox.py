@@ -105,10 +105,10 @@ class LatestMailbox(Mailbox):
         self._bytes += found.size - (replaced.size if replaced is not None else 0)
 
     def _key(self, item: Item) -> str | None:
-        if not isinstance(item, Delivery):
-            return None
+        if not isinstance(item, Delivery) or item.ephemeral:
+            return None  # what is kept must not make room for what is not
         value = item.envelope.data.get(self._field) if self._field is not None else item.envelope.key
-        return None if value is None else str(value)
+        return None if value is None else repr(value)
 
     def take(self) -> Item:
         """As ever."""

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterable
 
 from bus.errors import BusUnavailable, InvalidEvent, UnsafeServer
+from bus.finishing import finished
 from bus.life import Life
 from bus.publication import Publication
 from bus.publisher import Answer, Letter, Pause, Publisher, Receipt
 from bus.settings import check_log
+from bus.sides import Side
 from bus.store.base import Whisper
 
 __all__ = ["Outgoing"]
@@ -34,6 +36,13 @@ class Outgoing:
         side = None if self._life.closed else self._life.sides.here()
         if side is None:
             return await asyncio.to_thread(self._send, letters)
+        side.uses += 1  # whoever leaves meanwhile is not the last
+        try:
+            return await self._append(side, letters)
+        finally:
+            await finished(self._life.sides.release(side))
+
+    async def _append(self, side: Side, letters: list[Letter]) -> list[Receipt]:
         if side.whispers:
             for name in {letter.log for letter in letters}:
                 await side.whispers.flush(name)

@@ -59,23 +59,25 @@ class Reader:
         gap = follow(at, page) if at is not None else None
         if at is None or gap is None or gap.reason == "trimmed":
             return page, gap
-        common = await self._last_common(at, page.epoch) if gap.reason == "fork" else None
+        common = await self._last_common(at) if gap.reason == "fork" else None
         # Of another life, or an unknown branch: what followed "our" number there is unknown, so begin at what is kept.
-        self.trail.cut(common.seq if common else 0)
-        page = await self._store.read(self._log, page.epoch, common.seq if common else 0, PAGE)
+        page = await self._store.read(self._log, ids.epoch(), common.seq if common else 0, PAGE)
+        if page.epoch != at.epoch:
+            page = await self._store.read(self._log, ids.epoch(), 0, PAGE) if common else page
+            self.trail.forget()
+            return page, follow(at, page)
+        self.trail.cut(common.seq if common else 0)  # only now: a read that fails is tried again, with all that we knew
         if common is not None:
             missing = follow(common, page)
             return page, Gap(common.seq + 1, max(at.seq, missing.last if missing else 0), "fork")
-        if gap.reason == "epoch":
-            return page, follow(at, page) or gap
         return page, Gap(min(page.entries[0].seq if page.entries else page.top + 1, at.seq), at.seq, "fork")
 
-    async def _last_common(self, at: Position, epoch: str) -> Position | None:
+    async def _last_common(self, at: Position) -> Position | None:
         """The last event that the log shares with the way we have come, by going back page by page."""
         first, end = self.trail.first, at.seq
         while first is not None and end >= first:
             start = max(0, end - PAGE, first - 1)
-            page = await self._store.read(self._log, epoch, start, end - start)
+            page = await self._store.read(self._log, ids.epoch(), start, end - start)
             branch = [(entry.seq, entry.token) for entry in page.entries]
             branch += [(entry.seq - 1, entry.prev) for entry in page.entries[:1]]
             branch += [(page.top, page.top_token)]

@@ -49,11 +49,11 @@ class Side:
         await hub.start()
         return hub
 
-    def left(self, hub: Hub) -> None:
-        """A listener has left. A hub that nobody needs any more is closed after a while."""
-        if not hub.listeners and self.hubs.get(hub.name) is hub and hub.name not in self._lingering:
-            loop = asyncio.get_running_loop()
-            self._lingering[hub.name] = loop.call_later(LINGER_S, self._let_go, hub)
+    def left(self, log: str) -> None:
+        """A listener has left, or could not join. A hub that nobody needs any more is closed after a while."""
+        hub = self.hubs.get(log)
+        if hub is not None and not hub.listeners and log not in self._lingering:
+            self._lingering[log] = asyncio.get_running_loop().call_later(LINGER_S, self._let_go, hub)
 
     def _let_go(self, hub: Hub) -> None:
         del self._lingering[hub.name]

@@ -7,6 +7,7 @@ listeners of threads share that loop, and with it one connection.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -30,6 +31,10 @@ class ListeningThread:
     """Runs coroutines for as long as somebody needs it. Safe from any thread."""
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._users = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -37,6 +42,8 @@ class ListeningThread:
 
     def enter(self) -> asyncio.AbstractEventLoop:
         """One user more; the first one starts it."""
+        if self._pid != os.getpid():
+            self._start()  # the parent's thread stays the parent's
         with self._lock:
             self._users += 1
             if self._loop is None:
@@ -93,15 +100,16 @@ class SyncListener:
         return f"<SyncListener of {self._listener!r}>"
 
     def __enter__(self) -> Self:
-        if self._loop is not None:
-            raise BusClosed("this listener was entered before: call bus.listen_sync() again for another")
-        self._loop = self._thread.enter()
-        try:
-            _run_on(self._loop, self._listener.__aenter__()).result()
-        except BaseException:
-            self._left = True
-            self._thread.leave()
-            raise
+        with self._leaving:  # who closes it from elsewhere waits until it is there
+            if self._loop is not None or self._left:
+                raise BusClosed("this listener was entered before: call bus.listen_sync() again for another")
+            self._loop = self._thread.enter()
+            try:
+                _run_on(self._loop, self._listener.__aenter__()).result()
+            except BaseException:
+                self._left = True
+                self._thread.leave()
+                raise
         return self
 
     def __exit__(
@@ -139,7 +147,7 @@ class SyncListener:
         if not done:
             return None  # the same wait goes on when it is asked for again
         found, self._next = self._next, None
-        return found.result()
+        return None if found.cancelled() else found.result()  # closed while it waited for a server that hangs
 
     def close(self) -> None:
         """Leave, and end the iteration. Blocks until what it used is free; safe twice, and from any thread."""

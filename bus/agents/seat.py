@@ -105,17 +105,19 @@ class Seat:
             self._task = asyncio.create_task(self._run(), name="callboard socket")
 
     async def _run(self) -> None:
+        listener: Listener | None = None
         try:
-            while (listener := self._listener) is not None:
+            while True:
+                async with self._tuning:  # or it might not be entered yet
+                    if self._listener is None or self._listener is listener:
+                        return  # not another one in its place: the bus has closed
+                    listener = self._listener
                 async for item in listener:
                     if self._listener is not listener:
                         break  # its successor begins before this item
                     if not await self._take(item):
                         self._forget()
                         await _hang_up(self.socket)
-                        return
-                async with self._tuning:
-                    if self._listener is listener:  # not another one in its place: the bus has closed
                         return
         finally:
             self._forget()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import redis
@@ -63,15 +64,17 @@ class RedisStore:
         self._lease_ms = lease_ms
         # Clients are lazy: this opens no socket. Any: redis-py types its answers for all settings at once.
         self._commands: Any = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
-        self._lines = Lines(self._commands.connection_pool.make_connection, most=POOL, patience_s=ATTEMPT_S)
+        self._lines = Lines(_connecting(self._commands.connection_pool), most=POOL, patience_s=ATTEMPT_S)
         # A blocking pop may rest on the server for LONGEST_WAIT_S; its socket must be more patient than that.
         patient = blocking_pool(self.link, size=POOL, timeout_s=LONGEST_WAIT_S + ATTEMPT_S)
-        self._waits = Lines(patient.make_connection, most=POOL, patience_s=ATTEMPT_S, resting=True)
+        self._waits = Lines(_connecting(patient), most=POOL, patience_s=ATTEMPT_S, resting=True)
 
     def __repr__(self) -> str:
         return f"<RedisStore {self.prefix} at {self.link.where}>"
 
     def open(self) -> None:
+        self._lines.open()
+        self._waits.open()
         with translated(self.link, writing=False):
             self._commands.ping()
             try:
@@ -81,8 +84,8 @@ class RedisStore:
         _check_fit(self.link, facts)
 
     def close(self) -> None:
-        self._lines.close()
-        self._waits.close()
+        self._lines.shut()
+        self._waits.shut()
         self._commands.connection_pool.disconnect()
 
     def facts(self) -> Facts:
@@ -277,6 +280,11 @@ class RedisStore:
         if isinstance(answer, Exception):
             raise answer
         return call.answer(answer)
+
+
+def _connecting(pool: redis.ConnectionPool) -> Callable[[], Any]:
+    """How to make a connection that its pool does not know: it would close those that other threads are using."""
+    return partial(pool.connection_class, **pool.connection_kwargs)
 
 
 def _dead(job: bytes, at_ms: int, letter: bytes, body: bytes | None, notes: bytes | None, lost: bytes | None) -> Dead:

@@ -43,6 +43,7 @@ class Lines:
         for _ in range(self._most):
             self._turns.put(None)
         self._closings = 0
+        self._shut = False
         self._pid = os.getpid()  # the last one: other threads look at it first
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
@@ -95,8 +96,17 @@ class Lines:
 
     def _put_back(self, line: Wire, closings: int) -> None:
         self._idle.append(line)
-        if closings != self._closings:  # closed meanwhile: nothing may rest here
+        if closings != self._closings or self._shut:  # closed meanwhile: nothing may rest here
             self.close()
+
+    def shut(self) -> None:
+        """Close the lines that rest, and let none rest until :meth:`open`. Safe twice; usable all the same."""
+        self._shut = True
+        self.close()
+
+    def open(self) -> None:
+        """Let lines rest again. Safe twice."""
+        self._shut = False
 
     def close(self) -> None:
         """Close the lines that rest; those in use are closed when they come back. Safe twice; usable afterwards."""

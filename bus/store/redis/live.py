@@ -62,6 +62,7 @@ class _Channels(Talk):
         self._link = link
         self._channels: defaultdict[bytes, set[Inbox]] = defaultdict(set)
         self._joining: defaultdict[bytes, list[Inbox]] = defaultdict(list)
+        self._talked: set[bytes] = set()
         self._pinged_at: float | None = None
         self._pulse = self.loop.call_later(PING_S, self._feel)
 
@@ -90,6 +91,7 @@ class _Channels(Talk):
     def hear(self, said: Any) -> None:
         match said:
             case [b"message", channel, data]:
+                self._talked.add(channel)
                 heard = _read(data)
                 for inbox in self._channels.get(channel, ()):
                     inbox.put(heard)
@@ -98,13 +100,10 @@ class _Channels(Talk):
                 self._channels[channel].update(joined)
                 for inbox in joined:
                     inbox.put(CONFIRMED)
-            case [b"pong", _]:
-                for inbox in self._inboxes():
-                    inbox.put(QUIET)
             case Exception():
                 self._refused(said)
             case _:
-                pass  # an unsubscription
+                pass  # an unsubscription, or that the server is there
 
     def _refused(self, error: Exception) -> None:
         try:
@@ -124,6 +123,11 @@ class _Channels(Talk):
         if self._pinged_at is not None and self.heard_at < self._pinged_at:
             self.lose(f"{self.where} does not answer on the live link")
             return
+        for channel, inboxes in self._channels.items():
+            if channel not in self._talked:  # each for itself: another log's talk says nothing of this one
+                for inbox in inboxes:
+                    inbox.put(QUIET)
+        self._talked.clear()
         now = self.loop.time()
         self._pinged_at = None
         due = self.heard_at + PING_S
