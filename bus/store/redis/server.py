@@ -16,7 +16,10 @@ ROUNDS = 9
 
 NEEDED = (
     # What the scripts call.
-    *(f"{name} $key" for name in ("DEL", "EXISTS", "GET", "HGETALL", "HKEYS", "HVALS", "LLEN", "LPOP", "SMEMBERS")),
+    *(
+        f"{name} $key"
+        for name in ("DEL", "EXISTS", "GET", "HGETALL", "HKEYS", "HVALS", "LLEN", "LPOP", "PERSIST", "SMEMBERS")
+    ),
     *(f"{name} $key f" for name in ("HDEL", "HEXISTS", "HGET", "HMGET", "SADD", "SREM", "RPUSH", "LPUSH")),
     *(f"{name} $key f" for name in ("ZREM", "ZSCORE", "SET", "XDEL")),
     *(f"{name} $key 1" for name in ("EXPIRE", "PEXPIRE", "LINDEX")),
