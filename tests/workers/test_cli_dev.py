@@ -43,19 +43,20 @@ def test_what_is_typed_is_published_handled_and_printed(project: Path) -> None:
     with developing(project) as running:
         running.wait_for("ready")
         type_line(running, NOTE)
-        running.wait_for("app.count_words")
+        running.wait_for("done at notes.note.written")
         type_line(
             running, "notes.note.written agent_id=bob text=Hm --topic agent:bob\nagent.unknown\nagent:bad\n'half\n"
         )
         running.wait_for("no handler wants that")
         running.wait_for("No closing quotation")
         running.wait_for('"words": 1')
+        wait_until(lambda: sum("└─" in line for line in running.lines) == 2, "both to be done")
         assert running.end(signal.SIGINT) == 0
 
     said = [line.partition("  ")[2] for line in running.lines if "notes.note" in line]
     assert '#1  notes.note.written  global  {"agent_id": "ada", "text": "To be, or not to be"}' in said
     assert '#2  notes.note.counted  agent:ada  {"agent_id": "ada", "words": 6}' in said
-    assert any(line.startswith("└─  app.count_words  done at notes.note.written") for line in said)
+    assert sum(line == "└─  app.count_words  done at notes.note.written" for line in said) == 2
     assert any("notes.note.written  agent:bob" in line for line in said)
     errors = [line for line in running.errors.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
