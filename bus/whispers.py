@@ -29,7 +29,7 @@ from typing import Protocol
 from bus import ids
 from bus.errors import BusError, BusUnavailable, LogClosed
 from bus.position import Position
-from bus.store.base import Ended, Whisper
+from bus.store.base import Announced, Ended, Whisper
 
 __all__ = ["LoopWhispers", "ThreadWhispers"]
 
@@ -77,14 +77,18 @@ class _Burst:
         self._size -= sum(len(whisper.body) for whisper in taken)
         return taken
 
-    def end(self, name: str, batch: list[Whisper], answer: Position | Ended | BusError) -> Told:
+    def end(self, name: str, batch: list[Whisper], answer: Announced | Ended | BusError) -> Told:
         """A batch is gone: keep what became of it, and log what nobody waits to hear."""
-        told = LogClosed(name, answer.position) if isinstance(answer, Ended) else answer
+        told = LogClosed(name, answer.position) if isinstance(answer, Ended) else _told(answer)
         if isinstance(told, BusError) and self.position is not None:
             log.warning("%d ephemeral events on log %r were not told: %s", len(batch), name, told)
         self.position = None if isinstance(told, BusError) else told
         self.gone += len(batch)
         return told
+
+
+def _told(answer: Announced | BusError) -> Told:
+    return answer.position if isinstance(answer, Announced) else answer
 
 
 def _for_its_publisher(known: Position | None, told: Told) -> Position:
@@ -99,13 +103,13 @@ def _for_its_publisher(known: Position | None, told: Told) -> Position:
 class LoopAnnouncing(Protocol):
     """The store, as a loop's door sees it."""
 
-    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended: ...
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended: ...
 
 
 class Announcing(Protocol):
     """The store, as the threads' door sees it."""
 
-    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended: ...
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended: ...
 
 
 # -- for a loop --------------------------------------------------------------------------------------------------------
@@ -181,7 +185,7 @@ class LoopWhispers:
 
     async def _tell(self, name: str, burst: _LoopBurst) -> Told:
         batch = burst.take()
-        answer: Position | Ended | BusError = BusUnavailable("the loop ended first")
+        answer: Announced | Ended | BusError = BusUnavailable("the loop ended first")
         try:
             answer = await self._store.announce(name, ids.epoch(), batch)
         except BusError as error:
@@ -298,7 +302,7 @@ class ThreadWhispers:
     def _tell(self, name: str, burst: _ThreadBurst) -> None:
         with self._lock:
             batch = burst.take()
-        answer: Position | Ended | BusError = BusUnavailable("the thread was interrupted")
+        answer: Announced | Ended | BusError = BusUnavailable("the thread was interrupted")
         try:
             answer = self._store().announce(name, ids.epoch(), batch)
         except BusError as error:

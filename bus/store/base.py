@@ -59,6 +59,7 @@ from bus.store.records import (
     CONFIRMED,
     NO_LIMITS,
     QUIET,
+    Announced,
     Appended,
     Batch,
     Bindings,
@@ -83,6 +84,7 @@ __all__ = [
     "NO_LIMITS",
     "PRIORITIES",
     "QUIET",
+    "Announced",
     "Appended",
     "Batch",
     "Beat",
@@ -125,7 +127,7 @@ class LoopStore(Protocol):
     async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         """As :meth:`Store.append`, without blocking the loop."""
 
-    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         """As :meth:`Store.announce`, without blocking the loop."""
 
     async def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
@@ -183,8 +185,8 @@ class Store(Protocol):
         positions are told still.
         """
 
-    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
-        """Tell live listeners only, in order: no number, no record. Returns the top of the log at that moment."""
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
+        """Tell live listeners only, in order: no number, no record. Returns the top of the log, and how many heard it."""
 
     def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:
         """End a log, which need not exist yet: announce that, and say so on every page from now on. Returns its top.

@@ -12,6 +12,7 @@ __all__ = [
     "CONFIRMED",
     "NO_LIMITS",
     "QUIET",
+    "Announced",
     "Appended",
     "Batch",
     "Bindings",
@@ -166,6 +167,16 @@ class Stale(NamedTuple):
 
     version: int
     bindings: Bindings
+
+
+class Announced(NamedTuple):
+    """What became of an announcement: the log's top at that moment, and how many heard it.
+
+    ``heard`` counts what the store tells (a process's connection, a loop's inbox); 0 means that nobody listens to the log.
+    """
+
+    position: Position
+    heard: int
 
 
 class Ended(NamedTuple):

@@ -8,8 +8,9 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import cast
 
 from bus.position import ROOT_TOKEN, Position
-from bus.store.base import Appended, Confirmed, Entry, Frame, Heard, LoopStore, Page, Stale, Store, Whisper
+from bus.store.base import Announced, Appended, Confirmed, Entry, Frame, Heard, LoopStore, Page, Stale, Store, Whisper
 from bus.testing.store_checks import append, batch, collected, post, whisper, write
+from bus.testing.waiting import eventually
 
 __all__ = ["LIVE_CHECKS"]
 
@@ -105,13 +106,42 @@ async def check_an_announcement_is_heard_and_leaves_no_number(store: Store) -> N
         (second,) = write(store, b"second")
         found = await frames(heard, 3)
 
-    assert (here, there) == (Position(*first[:3]),) * 2, f"announced after {first}, and told {here} and {there}"
+    top = Position(*first[:3])
+    assert isinstance(there, Announced), f"nobody closed the log, and the answer is {there}"
+    assert (here, there.position) == (top, top), f"announced after {first}, and told {here} and {there}"
     expected = Frame("e1", Entry(1, first.token, ROOT_TOKEN, "agent:a agent:b", b"whi\nsper\x00\xff"), ephemeral=True)
     assert found[0] == expected, f"the announcement was heard as {found[0]}"
     assert [frame.ephemeral for frame in found] == [True, True, False], f"wrong marks on {found}"
     assert second.seq == 2, f"an announcement used up a number: the next event has {second.seq}"
     kept = [entry.body for entry in store.read("main", "unused", 0, 10).entries]
     assert kept == [b"first", b"second"], f"an announcement was recorded: {kept}"
+
+
+async def check_an_announcement_says_how_many_heard_it(store: Store) -> None:
+    said = [Whisper("global", b"one"), Whisper("nobody:listens:here", b"two")]
+    async with door(store) as loop_store, subscribed(loop_store, "elsewhere") as other:
+        await confirmed(other)
+        nobody = await heard_by(store, loop_store, said)
+        async with subscribed(loop_store) as one:
+            await confirmed(one)
+            alone = await heard_by(store, loop_store, said)
+    gone = await eventually(lambda: nobody_hears(store), "the announcements to find nobody once the listener has left")
+
+    assert nobody == {0}, f"nobody listened, and it was heard by {nobody}"
+    assert min(alone) > 0, f"somebody listened, and it was heard by {alone}"
+    assert gone, "nobody listens any more"
+
+
+async def heard_by(store: Store, loop_store: LoopStore, said: list[Whisper]) -> set[int]:
+    """By how many an announcement was heard, through either door."""
+    answers = [store.announce("main", "e", said), await loop_store.announce("main", "e", said)]
+    return {answer.heard for answer in answers if isinstance(answer, Announced)}
+
+
+def nobody_hears(store: Store) -> bool:
+    """Whether an announcement finds nobody."""
+    answer = store.announce("main", "e", [Whisper("global", b"")])
+    return isinstance(answer, Announced) and answer.heard == 0
 
 
 async def check_an_announcement_on_an_empty_log_gives_it_its_epoch(store: Store) -> None:

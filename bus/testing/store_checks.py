@@ -113,9 +113,9 @@ def whisper(
     store: Store, body: bytes = b"", *, topics: str = "global", log: str = "main", epoch: str = "e"
 ) -> Position:
     """Announce one thing to live listeners."""
-    position = store.announce(log, epoch, [Whisper(topics, body)])
-    assert not isinstance(position, Ended), f"nobody closed the log, and the answer is {position}"
-    return position
+    announced = store.announce(log, epoch, [Whisper(topics, body)])
+    assert not isinstance(announced, Ended), f"nobody closed the log, and the answer is {announced}"
+    return announced.position
 
 
 # -- the queue side ----------------------------------------------------------------------------------------------------

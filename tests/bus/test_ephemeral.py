@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bus import Bus, BusError, BusUnavailable, Delivery, Event, Listener, LogClosed, Receipt, whispers
 from bus.position import Position
-from bus.store.base import Ended, Whisper
+from bus.store.base import Announced, Ended, Whisper
 from bus.whispers import LoopWhispers, ThreadWhispers
 from tests.waiting import eventually, wait_until
 
@@ -272,14 +272,14 @@ class Away:
         self.calls = 0
         self.delay = 0
 
-    async def announce(self, log: str, epoch: str, said: Sequence[Whisper]) -> Position | Ended:  # noqa: ARG002 - the signature of a store
+    async def announce(self, log: str, epoch: str, said: Sequence[Whisper]) -> Announced | Ended:  # noqa: ARG002 - the signature of a store
         self.calls += 1
         for _ in range(self.delay):
             await asyncio.sleep(0)
         if self.failing is not None:
             raise self.failing
         self.told += [each.body for each in said]
-        return Position("e", 1, "t")
+        return Announced(Position("e", 1, "t"), 1)
 
 
 class AwayForThreads:
@@ -290,14 +290,14 @@ class AwayForThreads:
         self.told: list[bytes] = []
         self._calls = 0
 
-    def announce(self, log: str, epoch: str, said: Sequence[Whisper]) -> Position | Ended:  # noqa: ARG002 - the signature of a store
+    def announce(self, log: str, epoch: str, said: Sequence[Whisper]) -> Announced | Ended:  # noqa: ARG002 - the signature of a store
         if self.failing is not None:
             raise self.failing
         self._calls += 1
         if self._calls % 2:
             threading.Event().wait(0.001)
         self.told += [each.body for each in said]
-        return Position("e", 1, "t")
+        return Announced(Position("e", 1, "t"), 1)
 
 
 def whisper(n: int) -> Whisper:

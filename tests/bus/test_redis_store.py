@@ -21,8 +21,7 @@ from redis.crc import key_slot
 from bus import Bus, Event, Publication
 from bus.bindings import Binding
 from bus.errors import BusUnavailable, InvalidSettings, UnsafeServer
-from bus.position import Position
-from bus.store.base import Ended, Job, Route, Stale, Whisper
+from bus.store.base import Announced, Ended, Job, Route, Stale, Whisper
 from bus.store.redis import RedisStore, blocking
 from bus.testing import QUEUE_CHECKS
 from bus.testing.log_checks import LOG_CHECKS
@@ -208,15 +207,15 @@ async def test_the_loops_door_survives_a_server_that_knows_no_script(
         forget_scripts()
         two, three = await door.append([batch(post()), batch(post())])
         forget_scripts()
-        position = await door.announce("main", "e", [Whisper("global", b"")])
+        announced = await door.announce("main", "e", [Whisper("global", b"")])
         forget_scripts()
         page = await door.read("main", "e", 0, 10)
     finally:
         await door.close()
 
     numbers = [answer[0].seq for answer in (one, two, three) if not isinstance(answer, Stale | Ended)]
-    assert isinstance(position, Position)
-    assert (numbers, position.seq, len(page.entries)) == ([1, 2, 3], 3, 3)
+    assert isinstance(announced, Announced)
+    assert (numbers, announced.position.seq, len(page.entries)) == ([1, 2, 3], 3, 3)
 
 
 # -- a full server -----------------------------------------------------------------------------------------------------

@@ -4,14 +4,16 @@
 --
 -- KEYS  1 prefix
 -- ARGV  1 log, 2 offered epoch, then for each: topics, body
--- Answer {epoch, seq, token of the log's top, after which they came, 1 if it is closed (and nothing was told) else 0}
+-- Answer {epoch, seq, token of the log's top, after which they came, how many heard the last of them}
+--        with -1 for the last if the log is closed: nothing was told
 
 local top = look_at(P .. 'top:' .. ARGV[1], ARGV[2])
-if top.closed then return { top.epoch, top.seq, top.token, 1 } end
+if top.closed then return { top.epoch, top.seq, top.token, -1 } end
 
 local channel = P .. 'live:' .. ARGV[1]
+local heard = 0
 local after = string.format('%s.%d %s ~ ', top.epoch, top.seq, top.token)
 for at = 3, #ARGV, 2 do
-  call('PUBLISH', channel, after .. ARGV[at] .. '\n' .. ARGV[at + 1])
+  heard = call('PUBLISH', channel, after .. ARGV[at] .. '\n' .. ARGV[at + 1])
 end
-return { top.epoch, top.seq, top.token, 0 }
+return { top.epoch, top.seq, top.token, heard }

@@ -10,7 +10,7 @@ from itertools import dropwhile, islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from bus.position import ROOT_TOKEN, Position
-from bus.store.base import NO_LIMITS, Entry, Frame, Limits, OwnLimits, Page, Post, Whisper
+from bus.store.base import NO_LIMITS, Announced, Entry, Frame, Limits, OwnLimits, Page, Post, Whisper
 
 __all__ = ["Log", "Seen"]
 
@@ -106,11 +106,11 @@ class Log:
         """Tell the live listeners, in order."""
         self._tell(Frame(self.epoch, entry))
 
-    def whisper(self, whispers: Iterable[Whisper]) -> Position:
+    def whisper(self, whispers: Iterable[Whisper]) -> Announced:
         """Announce what has no number."""
         for topics, body in whispers:
             self._tell(Frame(self.epoch, Entry(self.top, self.top_token, ROOT_TOKEN, topics, body), ephemeral=True))
-        return self.position
+        return Announced(self.position, len(self.listeners))
 
     def _tell(self, frame: Frame) -> None:
         for listener in tuple(self.listeners):

@@ -12,6 +12,7 @@ from bus.position import Position
 from bus.store.base import (
     CONFIRMED,
     NO_LIMITS,
+    Announced,
     Appended,
     Batch,
     Ended,
@@ -31,7 +32,7 @@ class Blocking(Protocol):
     """What this door needs of the store."""
 
     def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]: ...
-    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended: ...
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended: ...
     def close_log(self, log: str, epoch: str, own: OwnLimits) -> Position: ...
     def read(self, log: str, epoch: str, after: int, limit: int) -> Page: ...
     def seek(self, log: str, epoch: str, at_ms: int) -> Position: ...
@@ -48,7 +49,7 @@ class MemoryLoopStore:
     async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
         return self._store.append(batches)
 
-    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return self._store.announce(log, epoch, whispers)
 
     async def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:

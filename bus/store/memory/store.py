@@ -13,6 +13,7 @@ from bus.clock import Clock
 from bus.position import Position
 from bus.store.base import (
     NO_LIMITS,
+    Announced,
     Appended,
     Batch,
     Beat,
@@ -111,7 +112,7 @@ class MemoryStore:
         log.announce(entry)
         return appended
 
-    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         with self._lock:
             found = self._log(log, epoch)
             return Ended(found.position) if found.closed else found.whisper(whispers)

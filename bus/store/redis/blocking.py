@@ -13,6 +13,7 @@ from bus.errors import UnsafeServer
 from bus.position import Position
 from bus.store.base import (
     NO_LIMITS,
+    Announced,
     Appended,
     Batch,
     Beat,
@@ -106,7 +107,7 @@ class RedisStore:
         # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
         return [self._run(scripts.append(batch)) for batch in batches]
 
-    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+    def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return self._run(scripts.announce(log, epoch, whispers))
 
     def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:

@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError
 from bus.position import Position
 from bus.store.base import (
     NO_LIMITS,
+    Announced,
     Appended,
     Batch,
     Ended,
@@ -49,7 +50,7 @@ class RedisLoopStore:
         # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
         return [await self._run(scripts.append(batch)) for batch in batches]
 
-    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return await self._run(scripts.announce(log, epoch, whispers))
 
     async def close_log(self, log: str, epoch: str, own: OwnLimits = NO_LIMITS) -> Position:

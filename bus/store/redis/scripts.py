@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from bus.position import Position
 from bus.store.base import (
+    Announced,
     Appended,
     Batch,
     Beat,
@@ -162,11 +163,12 @@ def stale(version: bytes | None, pairs: Sequence[bytes] | dict[bytes, bytes]) ->
     return Stale(int(version or 0), {name.decode(): binding for name, binding in items})
 
 
-def announce(log: str, epoch: str, whispers: Sequence[Whisper]) -> Call[Position | Ended]:
+def announce(log: str, epoch: str, whispers: Sequence[Whisper]) -> Call[Announced | Ended]:
     """See :meth:`bus.store.base.Store.announce`."""
 
-    def told(answer: Sequence[Any]) -> Position | Ended:
-        return Ended(_position(answer)) if answer[3] else _position(answer)
+    def told(answer: Sequence[Any]) -> Announced | Ended:
+        position, heard = _position(answer), answer[3]
+        return Ended(position) if heard < 0 else Announced(position, heard)
 
     return Call(script("announce"), (log, epoch, *(part for whisper in whispers for part in whisper)), told)
 
