@@ -66,7 +66,7 @@ class Binding(BaseModel):
     @classmethod
     def make(cls, **fields: Any) -> Binding:
         """Build a binding; a field that does not fit raises :class:`~bus.errors.InvalidSettings` in one line."""
-        Matcher(fields.get("topics", ("**",)), reserved=True)
+        Matcher(fields.get("topics", ("**",)))
         try:
             return cls(**fields)
         except ValidationError as error:

@@ -386,6 +386,7 @@ def test_work_goes_on_after_a_worker_was_stopped_and_started_again(app: App, bus
         (lambda app: app.on(Event)(lambda _: None), "has no type="),
         (lambda app: app.on(Posted, key="agent")(lambda _: None), "has no field 'agent'"),
         (lambda app: app.on(Posted, topics="a::b")(lambda _: None), "segment is empty"),
+        (lambda app: app.on(Posted, topics="$worker:**")(lambda _: None), "another character"),
         (lambda app: app.on(Posted, queue="no queue")(lambda _: None), "queue"),
         (lambda app: app.on(Posted, priority="urgent")(lambda _: None), "'high', 'normal' or 'low'"),
         (lambda app: app.on(Posted, name="a|b")(lambda _: None), "name has"),
@@ -393,7 +394,7 @@ def test_work_goes_on_after_a_worker_was_stopped_and_started_again(app: App, bus
         (lambda app: app.on(Posted)(lambda: None), "(event, ctx)"),
         (lambda app: [app.on(Posted, name="twice")(lambda _: None) for _ in range(2)], "already"),
     ],
-    ids=["no types", "abstract", "key", "topics", "queue", "priority", "name", "option", "signature", "twice"],
+    ids=["no types", "abstract", "key", "topics", "own topics", "queue", "priority", "name", "option", "signature", "twice"],
 )
 def test_a_handler_that_cannot_work_is_refused_where_it_is_declared(declare: Any, said: str) -> None:
     app = App(Bus("memory://"))
