@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from bus.bindings import Binding
 from bus.clock import Clock
 from bus.delivery import Delivery, Gap
-from bus.errors import InvalidPosition, InvalidSettings
+from bus.errors import InvalidLog, InvalidPosition, InvalidSettings
 from bus.events import Event
 from bus.life import Life
 from bus.listener import After, Joined, Listener, start_of
@@ -29,7 +29,7 @@ from bus.store.base import Store
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.threads import ListeningThread, SyncListener
-from bus.topics import Matcher
+from bus.topics import Matcher, own_log
 
 __all__ = ["Bus", "Status"]
 
@@ -275,9 +275,11 @@ class Bus:
         the log, so that nothing is missed; ``"latest"`` keeps only the newest waiting event of each ``key`` (a field of the
         data; without one the key of the publish), at any time; ``"disconnect"`` ends the listener.
 
+        Patterns under ``$worker:`` hear what workers tell of themselves, live only, on a log of its own: no ``log=`` then.
+
         Raises ``InvalidTopic``, ``InvalidPosition``, ``InvalidLog``, ``InvalidSettings``.
         """
-        name, start = check_log(log), _after(after)
+        (name, matcher), start = _whereto(patterns or ("global",), log), _after(after)
 
         async def join() -> Joined:
             using = self.using()
@@ -297,7 +299,6 @@ class Bus:
             return Joined(hub, side.store, leave)
 
         mailbox = make_mailbox(policy, key)
-        matcher = Matcher(patterns or ("global",))
         return Listener(join, name, matcher, start, mailbox, disconnects=policy == "disconnect")
 
     def listen_sync(
@@ -331,7 +332,7 @@ class Bus:
 
         ``limit`` counts items. The same items, the same gaps and the same errors as :meth:`listen`.
         """
-        name, matcher, after_ = check_log(log), Matcher(patterns or ("**",)), _after(after)
+        (name, matcher), after_ = _whereto(patterns or ("**",), log), _after(after)
         async with self.using() as side:
             start = await start_of(side.store, name, after_ or "0")
             reader = Reader(side.store, name, matcher, start, side.decoder)
@@ -372,6 +373,16 @@ class Bus:
 
 
 _TROUBLE = ("closed", "ended", "live", "repairing", "connecting", "degraded")
+
+
+def _whereto(patterns: tuple[str, ...], log: str | None) -> tuple[str, Matcher]:
+    """The log that these patterns are for, and what they match."""
+    own = own_log(patterns)
+    if own is None:
+        return check_log(log), Matcher(patterns)
+    if log is not None:
+        raise InvalidLog(str(log), f"'{own}:...' is told on a log of its own: leave log= out")
+    return own, Matcher(patterns, reserved=True)
 
 
 def _after(after: str | datetime | None) -> After:

@@ -9,6 +9,7 @@
 
 Topics that start with ``$`` are reserved for the bus itself. A wildcard in a pattern's first place does not match them
 (the rule of MQTT 5.0, section 4.7.2), so that listening to everything does not mean listening to the bus's own talk.
+Whoever wants that names it: ``$worker:**`` is what workers tell of themselves, live, on a log of its own.
 
 Whatever does not fit raises :class:`~bus.errors.InvalidTopic`, whose ``why`` says what to do.
 """
@@ -22,7 +23,10 @@ from typing import Any, Final
 
 from bus.errors import InvalidTopic
 
-__all__ = ["Matcher", "check_pattern", "check_topic", "topic_set"]
+__all__ = ["WORKER", "Matcher", "check_pattern", "check_topic", "own_log", "topic_set"]
+
+WORKER: Final = "$worker"
+"""The first segment of all that workers tell, and the name of the log on which they tell it."""
 
 _MAX_BYTES = 255
 _MAX_SEGMENTS = 16
@@ -55,6 +59,20 @@ def check_pattern(pattern: str, *, reserved: bool = False) -> str:
     if not isinstance(pattern, str):
         raise _not_text(pattern)
     return _checked_pattern(pattern, reserved)
+
+
+def own_log(patterns: Iterable[str]) -> str | None:
+    """The bus's own log that these patterns listen to; ``None`` where they are for an app's.
+
+    Raises ``InvalidTopic`` for a mixture, since a listener has one log.
+    """
+    given = [pattern for pattern in _plural(patterns) if isinstance(pattern, str)]
+    others = [pattern for pattern in given if not pattern.startswith(f"{WORKER}:")]
+    if len(others) == len(given):
+        return None
+    if others:
+        raise InvalidTopic(others[0], f"'{WORKER}:...' is told on a log of its own: listen to the two apart")
+    return WORKER
 
 
 def topic_set(topics: Iterable[str], *, reserved: bool = False) -> tuple[str, ...]:
@@ -172,7 +190,8 @@ def _why(text: str, *, reserved: bool, wildcards: bool) -> str:
     if len(text) > _MAX_BYTES:
         return f"it has {len(text):,} characters and the limit is {_MAX_BYTES} bytes: use shorter segments"
     if text.startswith("$") and not reserved:
-        return f"a first '$' marks the bus's own topics: start your {kind} with another character"
+        instead = f", or listen to '{WORKER}:**'" if wildcards else ""
+        return f"a first '$' marks the bus's own topics: start your {kind} with another character{instead}"
     if not wildcards and "*" in text:
         return "that is a pattern, for listening: publish to topics without '*'"
     segments = (text.removeprefix("$") if reserved else text).split(":")

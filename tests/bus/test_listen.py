@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import pytest
 from hypothesis import example, given
@@ -173,6 +173,51 @@ def test_malformed_patterns_and_logs_are_refused_at_once() -> None:
         bus.listen("$reserved")
     with pytest.raises(InvalidLog):
         bus.listen(log="no good")
+
+
+# What workers tell, on a log of its own.
+
+
+async def test_a_listener_to_workers_hears_them_and_nothing_else(url: str, namespace: str) -> None:
+    told = codec.wrap(Step(n=1), id=None, source="/here", now_ms=1, topics=("$worker:one:handler",), key=None)
+    async with (
+        Bus(url, namespace=namespace) as bus,
+        bus.listen("$worker:**") as all_workers,
+        bus.listen("$worker:*:handler", "$worker:two:*") as one_handler,
+        bus.listen("**", "*:one:handler") as everything,
+    ):
+        for topic in ("$worker:one", "$worker:one:handler"):
+            bus.store.announce("$worker", "e", [Whisper(topic, codec.encode(told))])
+        await bus.publish(Step(n=2))
+
+        assert await take_steps(all_workers, 2) == [1, 1]
+        assert await take_steps(one_handler, 1) == [1]
+        assert await take_steps(everything, 1) == [2]
+        assert bus.store.logs() == ["main"]
+        assert [item async for item in bus.history("$worker:**")] == []
+
+
+def test_patterns_of_workers_go_neither_with_others_nor_with_a_log() -> None:
+    bus = Bus("memory://")
+
+    with pytest.raises(InvalidTopic, match=r"'agent:a1'.*own: listen to the two apart"):
+        bus.listen("$worker:**", "agent:a1")
+    with pytest.raises(InvalidLog, match="leave log= out"):
+        bus.listen("$worker:**", log="main")
+    with pytest.raises(InvalidLog, match="leave log= out"):
+        bus.log("run:1").listen("$worker:**")
+    with pytest.raises(InvalidTopic, match=r"or listen to '\$worker:\*\*'"):
+        bus.listen("$workers:**")
+
+
+@pytest.mark.parametrize("where", [{"topics": ["$worker:one"]}, {"log": "$worker"}])
+async def test_only_workers_tell(where: dict[str, Any]) -> None:
+    async with Bus("memory://") as bus:
+        for ephemeral in (False, True):
+            with pytest.raises((InvalidTopic, InvalidLog)):
+                await bus.publish(Step(n=1), ephemeral=ephemeral, **where)
+            with pytest.raises((InvalidTopic, InvalidLog)):
+                bus.publish_sync(Step(n=1), ephemeral=ephemeral, **where)
 
 
 # What one gets.

@@ -394,7 +394,19 @@ def test_work_goes_on_after_a_worker_was_stopped_and_started_again(app: App, bus
         (lambda app: app.on(Posted)(lambda: None), "(event, ctx)"),
         (lambda app: [app.on(Posted, name="twice")(lambda _: None) for _ in range(2)], "already"),
     ],
-    ids=["no types", "abstract", "key", "topics", "own topics", "queue", "priority", "name", "option", "signature", "twice"],
+    ids=[
+        "no types",
+        "abstract",
+        "key",
+        "topics",
+        "own topics",
+        "queue",
+        "priority",
+        "name",
+        "option",
+        "signature",
+        "twice",
+    ],
 )
 def test_a_handler_that_cannot_work_is_refused_where_it_is_declared(declare: Any, said: str) -> None:
     app = App(Bus("memory://"))
