@@ -20,6 +20,7 @@ from workers.registry import Handler, Priority, make_handler
 from workers.resources import Lifespan
 from workers.runtime import Runtime
 from workers.steps import StepLedger
+from workers.teller import Teller
 
 __all__ = ["App"]
 
@@ -33,10 +34,13 @@ class App:
     Without a ``bus`` it makes one from the environment (``BUS_URL``, ``REDIS_URL``, else memory). ``broker`` is a
     ``dramatiq.Broker`` for plain actors as well; with a bus in memory it is a ``StubBroker``. ``concurrency`` bounds how
     many async handlers and actors run at once in a process. They run on its event loop and hold no thread; one that
-    keeps the loop for ``blocked_s`` seconds without an ``await`` is named in the log.
+    keeps the loop for ``blocked_s`` seconds without an ``await`` is named in the log. Its workers tell what happens in them
+    to whoever listens to ``$worker:**`` (:mod:`workers.notices`), unless ``tell`` is false.
     """
 
-    def __init__(self, bus: Bus | None = None, *, concurrency: int = 1000, blocked_s: float = 0.25) -> None:
+    def __init__(
+        self, bus: Bus | None = None, *, concurrency: int = 1000, blocked_s: float = 0.25, tell: bool = True
+    ) -> None:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidHandler("concurrency= is a whole number from 1 up")
         self.bus = bus if bus is not None else Bus()
@@ -44,7 +48,7 @@ class App:
         self._lifespans: list[Lifespan] = []
         if blocked_s <= 0:
             raise InvalidHandler("blocked_s= is a number of seconds above 0")
-        self._runtime = Runtime(self.bus, self._lifespans)
+        self._runtime = Runtime(self.bus, self._lifespans, Teller(self.bus, mute=not tell))
         self._runtime.loop.watch.blocked_s = blocked_s
         self.broker: LaneBroker = make_broker(self.bus, stack(self._runtime, self._bindings), concurrency=concurrency)
 

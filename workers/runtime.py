@@ -2,9 +2,9 @@
 
 ::
 
-    boot:  bus -> event loop -> the bus's side on it -> lifespans, in order -> bindings -> lease -> stage -> work
+    boot:  bus -> teller -> event loop -> the bus's side on it -> lifespans, in order -> bindings -> lease -> stage -> work
     stop:  quiet (take no more) -> work ends -> async work past the grace is cancelled -> lease (settle, hand back) -> lifespans, in reverse -> the bus's side
-           (connections closed, listeners ended) -> event loop (tasks cancelled) -> bus
+           (connections closed, listeners ended) -> event loop (tasks cancelled) -> teller (has told it all) -> bus
 
 A boot that fails closes what had opened, in reverse. Every step of a stop has a deadline.
 """
@@ -22,7 +22,9 @@ from bus.bindings import Binding
 from workers.broker import LaneBroker
 from workers.errors import BootFailed
 from workers.loop import Stage, WorkerLoop
+from workers.notices import WorkerBooted, WorkerQuiet, WorkerStopped
 from workers.resources import Lifespan, Resources
+from workers.teller import Teller
 
 __all__ = ["Runtime"]
 
@@ -36,21 +38,25 @@ log = logging.getLogger("callboard.workers")
 class Runtime:
     """One for each App. ``start`` and ``stop`` bear being called twice."""
 
-    def __init__(self, bus: Bus, lifespans: Sequence[Lifespan]) -> None:
+    def __init__(self, bus: Bus, lifespans: Sequence[Lifespan], teller: Teller) -> None:
+        self.teller = teller
         self.loop = WorkerLoop()
         self.stage = Stage(self.loop)
         self.stopping = False
         self._bus = bus
         self._lifespans = lifespans
         self._resources: Resources | None = None
+        self._working = False
+        self._quiet_at: float | None = None
 
     def start(self, broker: LaneBroker, worker: Worker, bindings: Callable[[], Iterable[Binding]]) -> None:
         """Open everything. Raises :class:`~workers.errors.BootFailed`, with the cause behind it, and leaves nothing open."""
         if self._resources is not None:
             return
-        self.stopping = False
+        self.stopping, began_at = False, time.monotonic()
         try:
             self._bus.usable()
+            self.teller.start(broker.lease.worker)
             self.loop.start()
             self._resources = Resources(self._bus, self._lifespans)
             self.loop.call(self._resources.open(), BOOT_S)
@@ -63,11 +69,16 @@ class Runtime:
             if not isinstance(error, Exception):
                 raise
             raise BootFailed(f"the worker could not start: {_line(error)}") from error
+        self._working = True
+        self.teller.say(WorkerBooted, boot_ms=_ms_since(began_at))
 
     def quiet(self, broker: LaneBroker) -> None:
-        """Take no more work. Handlers see ``ctx.cancelled``."""
+        """Take no more work. Handlers see ``ctx.cancelled``. Safe twice."""
         self.stopping = True
         broker.lease.be_quiet()
+        if self._working:
+            self._working, self._quiet_at = False, time.monotonic()
+            self.teller.say(WorkerQuiet, running=broker.lease.running())
 
     def stop(self, broker: LaneBroker) -> None:
         """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
@@ -82,6 +93,10 @@ class Runtime:
             except Exception:
                 log.exception("closing the worker's resources failed; going on")
         self.loop.stop(STOP_S)
+        if self._quiet_at is not None:
+            self.teller.say(WorkerStopped, stop_ms=_ms_since(self._quiet_at))
+            self._quiet_at = None
+        self.teller.close()
         self._bus.rest()
 
     def _end_running(self, broker: LaneBroker) -> None:
@@ -92,6 +107,10 @@ class Runtime:
         deadline = time.monotonic() + 1
         while broker.lease.running() and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def _ms_since(at: float) -> float:
+    return round((time.monotonic() - at) * 1000, 3)
 
 
 def _line(error: Exception) -> str:

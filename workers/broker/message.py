@@ -32,6 +32,8 @@ class Performing(Protocol):
 
     limit_s: float
     """How long the coroutine may run; for the hooks before it to set."""
+    ran_s: float
+    """How long it ran; for the hooks after it."""
 
     def is_alive(self) -> bool:
         """Whether it will come to its end yet, and settle its job."""
@@ -54,6 +56,10 @@ class LaneMessage(MessageProxy):
         self.envelope = envelope
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
         self._before: list[dict[str, Any]] = notes.get("before", [])
+        self.attempt = len(self.attempts) + 1
+        """Which attempt this is, from 1."""
+        self.began_at: float | None = None
+        """When its handler was called, on the monotonic clock."""
         self.retry_in_ms: int | None = None
         self.holds_lane = True
         self.hand_back = False
@@ -68,11 +74,6 @@ class LaneMessage(MessageProxy):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return len(self.attempts) + 1 if self.retry_in_ms is None else len(self.attempts)
 
     def clear_exception(self) -> None:
         """Forget the exception, unless it is kept for ``broker.join(fail_fast=True)``, which raises it in tests."""

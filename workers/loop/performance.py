@@ -44,6 +44,7 @@ class Performance:
         "_task",
         "limit_s",
         "message",
+        "ran_s",
         "worker",
     )
 
@@ -59,6 +60,8 @@ class Performance:
         self.message = message
         self.limit_s = float("inf")
         """How long the coroutine may run."""
+        self.ran_s = 0.0
+        """How long it ran, once it has ended."""
         self._broker = broker
         self._function = function
         self._soon = soon
@@ -150,11 +153,11 @@ class Performance:
             self._error = self._reason
             done(self)
             return
-        timer: asyncio.TimerHandle | None = None
+        began_at, timer = loop.time(), None
         if self.limit_s < float("inf"):
             timer = loop.call_later(self.limit_s, self._interrupt, TimeLimitExceeded())
         self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
-        self._task.add_done_callback(lambda task: self._end(task, timer, done))
+        self._task.add_done_callback(lambda task: self._end(task, loop.time() - began_at, timer, done))
 
     async def _act(self) -> None:
         try:
@@ -176,8 +179,13 @@ class Performance:
             self._task.cancel()
 
     def _end(
-        self, task: asyncio.Task[None], timer: asyncio.TimerHandle | None, done: Callable[[Performance], None]
+        self,
+        task: asyncio.Task[None],
+        ran_s: float,
+        timer: asyncio.TimerHandle | None,
+        done: Callable[[Performance], None],
     ) -> None:
+        self.ran_s = ran_s
         if timer is not None:
             timer.cancel()
         if task.cancelled():  # before its first step

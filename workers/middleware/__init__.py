@@ -14,6 +14,7 @@ from workers.middleware.current import CURRENT, CurrentJob
 from workers.middleware.lifecycle import EXIT_BOOT, EXIT_USAGE, Lifecycle, WorkerBootError
 from workers.middleware.limits import ShutdownNotifications, TimeLimit
 from workers.middleware.retries import LaneRetries, NotForUs, Unreadable
+from workers.middleware.telling import Telling
 from workers.runtime import Runtime
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LaneRetries",
     "Lifecycle",
     "NotForUs",
+    "Telling",
     "Unreadable",
     "WorkerBootError",
     "stack",
@@ -40,5 +42,8 @@ def stack(runtime: Runtime, bindings: Callable[[], Iterable[Binding]]) -> list[M
         CurrentJob(),  # before callbacks and pipelines, so that what they enqueue has its cause
         Callbacks(),
         Pipelines(),
+        # Next to the handler, after all that may skip a message, so that only what runs is started and hooks do not count
+        # as its time; and before those who judge, for "after" hooks run backwards, and it tells what they have judged.
+        *([] if runtime.teller.mute else [Telling(runtime.teller)]),
         LaneRetries(),  # the first to judge an outcome: what follows may look at message.failed
     ]

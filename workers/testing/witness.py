@@ -33,8 +33,7 @@ class Witness(Middleware):
         if not isinstance(message, LaneMessage):
             return
         envelope, outcome = message.envelope, _outcome(message, skipped=skipped)
-        # One that failed has been counted already.
-        attempt = message.attempt if outcome in ("done", "skipped", "back") else max(1, len(message.attempts))
+        attempt = message.attempt
         event = _event(envelope) if envelope is not None else None
         handler = message.taken.route.handler
         self._tell(Ran(handler, event, envelope, attempt, outcome, error, message.retry_in_ms))
