@@ -19,6 +19,7 @@ import logging
 import re
 import threading
 from collections import deque
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -130,12 +131,19 @@ class Teller:
 
     def _announce(self, batch: list[_Said]) -> bool:
         try:
-            answer = self._bus.store.announce(WORKER, ids.epoch(), [self._whisper(said) for said in batch])
+            answer = self._bus.store.announce(WORKER, ids.epoch(), list(self._whispers(batch)))
         except Exception as error:  # noqa: BLE001 - telling must not harm what it tells of
             why = error if isinstance(error, BusError) else type(error).__name__
             log.debug("%d notices of this worker are lost: %s", len(batch), why)
             return False
         return isinstance(answer, Announced) and answer.heard > 0
+
+    def _whispers(self, batch: list[_Said]) -> Iterator[Whisper]:
+        for said in batch:
+            try:
+                yield self._whisper(said)
+            except BusError as error:  # a message's id may be any text; what cannot travel costs the others nothing
+                log.debug("a notice of this worker is lost: %s", error)
 
     def _whisper(self, said: _Said) -> Whisper:
         topic = _topic(self._worker, said.fields.get("handler", ""))

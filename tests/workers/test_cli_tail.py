@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import dramatiq
 import pytest
 
 from bus import Bus
 from tests.workers.commands import CALLBOARD, Program, callboard, error_of, history, program
+from tests.workers.running import working
+from workers import App
 
 SECRET = "hunter2"
 
@@ -109,6 +113,39 @@ def test_a_gap_is_a_line_of_its_own(*, as_json: bool, redis_url: str, namespace:
 
     gap, _ = done.stdout.splitlines()
     assert gap == ('{"gap": {"first": 2, "last": 5, "reason": "trimmed"}}' if as_json else "gap 2..5 trimmed")
+
+
+def test_what_workers_tell_is_a_line_for_people(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:
+    app = App(bus)
+
+    @dramatiq.actor(broker=app.broker, actor_name="shop.refund", max_retries=1, min_backoff=2, max_backoff=4)
+    def refund() -> None:
+        raise ValueError(SECRET)
+
+    with program([*CALLBOARD, "tail", "$worker:**"], tmp_path, env=env) as tail:
+        tail.wait_for("listening to $worker:**")
+        with working(app):
+            message = refund.send()
+            app.broker.join("default", timeout=10_000, fail_fast=False)
+        tail.wait_for("stopped")
+        assert tail.end(signal.SIGINT) == 0
+
+    job, worker = f"  {message.message_id}", f"  {app.broker.lease.worker}"
+    expected = [
+        rf"booted       in \d+ ms{worker}",
+        rf"started      shop.refund  waited \d+ ms{job}{worker}",
+        rf"failed       shop.refund  ValueError  \d+\.\d ms{job}{worker}",
+        rf"retried      shop.refund  in \d ms{job}{worker}",
+        rf"started      shop.refund  attempt 2{job}{worker}",
+        rf"failed       shop.refund  ValueError  \d+\.\d ms  attempt 2{job}{worker}",
+        rf"dead         shop.refund  ValueError  attempt 2{job}{worker}",
+        rf"quiet        0 running{worker}",
+        rf"stopped      in \d+ ms{worker}",
+    ]
+    assert len(tail.lines) == len(expected)
+    for line, pattern in zip(tail.lines, expected, strict=True):
+        assert re.fullmatch(rf"\d\d:\d\d:\d\d\.\d\d\d  {pattern}", line), line
+    assert "to go on" not in tail.errors
 
 
 def test_a_reader_that_leaves_is_no_error(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:

@@ -377,6 +377,17 @@ def test_who_comes_later_hears_within_about_a_second(app: App) -> None:
                 assert time.monotonic() - began < 5, "nothing was told"
 
 
+def test_a_notice_that_cannot_travel_costs_the_others_nothing(app: App) -> None:
+    @dramatiq.actor(broker=app.broker, max_retries=0)
+    def plain() -> None: ...
+
+    def act() -> None:
+        app.broker.enqueue(plain.message().copy(message_id="\ud800"))
+        plain.send()
+
+    assert kinds(run(app, act)) == ["booted", "started", "succeeded", "quiet", "stopped"]
+
+
 @pytest.mark.parametrize("failure", [BusUnavailable("away"), RuntimeError("a defect")])
 def test_a_teller_that_cannot_tell_harms_no_job(app: App, failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
     done = threading.Event()

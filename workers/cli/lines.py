@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 from bus import Delivery, Gap
+from bus.topics import WORKER
+from workers.cli.notices import notice_parts
 from workers.cli.terminal import printable
 
 __all__ = ["HumanLines", "JsonLines", "Lines"]
@@ -28,7 +30,7 @@ class JsonLines:
 
 
 class HumanLines:
-    """Time, number, type, topics and data on one line. Coloured only on a terminal."""
+    """Time, number, type, topics and data on one line; what workers tell, in words. Coloured only on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415 - slow to import, and --json does without
@@ -38,6 +40,8 @@ class HumanLines:
     def event(self, delivery: Delivery) -> str:
         """One that passes."""
         envelope = delivery.envelope
+        if envelope.type.startswith(f"{WORKER}."):
+            return self.painted((envelope.time[11:23], "dim"), *notice_parts(envelope.type, envelope.data))
         data = json.dumps(envelope.data, ensure_ascii=False, separators=(", ", ": "))
         return self.painted(
             (envelope.time[11:23], "dim"),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bus import Bus, Closed, Delivery, Gap, Listener
+from bus.topics import own_log
 from workers.cli.lines import HumanLines, JsonLines, Lines
 from workers.cli.options import Json, Log, Namespace, Url, server_bus
 from workers.cli.outcome import Failed
@@ -41,6 +42,8 @@ def tail(
         callboard tail
 
         callboard tail 'agent:*' --after 0 --json | jq .data
+
+        callboard tail '$worker:**'                           (what workers do)
     """
     bus = server_bus(url, namespace, purpose="nothing that others publish would ever arrive here")
     lines = JsonLines() if as_json else HumanLines()
@@ -68,7 +71,8 @@ async def _follow(
             try:
                 await _print_all(listener, lines, count)
             finally:
-                tell(f"to go on from here: --after {listener.position}")
+                if own_log(patterns) is None:  # what workers tell is not kept
+                    tell(f"to go on from here: --after {listener.position}")
 
 
 async def _print_all(listener: Listener, lines: Lines, count: int | None) -> None:

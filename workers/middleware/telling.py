@@ -86,10 +86,11 @@ class Telling(Middleware):
             self._say(JobSkipped, message)
 
     def _say(self, kind: type[JobNotice], message: LaneMessage, **facts: Any) -> None:
+        route = message.taken.route
         self._teller.say(
             kind,
-            handler=message.actor_name,
-            queue=message.queue_name,
+            handler=route.handler,
+            queue=route.queue,
             event_id=message.message_id,
             attempt=message.attempt,
             **facts,
