@@ -24,8 +24,9 @@ and of an error its class alone.
                                                               attempt as well
 
 ``worker`` is the name of its lease: host, process, and a token. ``event_id`` is the message's id where a plain actor works.
-``attempt`` counts from 1. ``duration_ms`` is how long the handler ran, without the hooks around it; ``waited_ms`` how long
-ago the event was published, by the publisher's clock and with any delay it was given, known for the first attempt.
+``attempt`` counts from 1. ``duration_ms`` is how long the handler ran (on a thread, with the hooks of middleware that the app
+has added); ``waited_ms`` how long ago the event was published, by the publisher's clock and with any delay it was given,
+known for the first attempt.
 
 Told is not settled: what a worker could not write because it had lost its lease was told all the same, and will happen
 again. A job that never reached a handler, since it could not be read or had killed its workers, is told of by nobody; the

@@ -20,6 +20,7 @@ from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers.running import working
 from workers import App, Context, teller
+from workers.middleware import Telling
 from workers.notices import (
     JobDead,
     JobFailed,
@@ -172,6 +173,22 @@ def test_plain_actors_too(app: App, *, is_async: bool) -> None:
     assert {(one.handler, one.event_id, one.attempt) for one in jobs(heard)} == {("plain", sent[0].message_id, 1)}
 
 
+def test_the_time_of_a_coroutine_is_its_own_whatever_hooks_take(app: App) -> None:
+    class Slow(Middleware):
+        def after_process_message(self, *_: Any, **__: Any) -> None:
+            threading.Event().wait(0.3)
+
+    @app.on(Told)
+    async def handler(event: Told) -> None: ...
+
+    app.broker.add_middleware(Slow())
+    heard = run(app, lambda: app.bus.publish_sync(Told()))
+
+    succeeded = jobs(heard)[-1]
+    assert isinstance(succeeded, JobSucceeded)
+    assert 0 < succeeded.duration_ms < 250
+
+
 def test_what_is_too_old_is_dead_without_having_been_started(app: App) -> None:
     @dramatiq.actor(broker=app.broker, max_age=1)
     def old() -> None: ...
@@ -295,6 +312,7 @@ def test_neither_payloads_nor_the_words_of_an_error_are_told(app: App) -> None:
 
 def test_nothing_is_told_where_it_is_switched_off(bus: Bus) -> None:
     app = App(bus, tell=False)
+    assert not [each for each in app.broker.middleware if isinstance(each, Telling)]
 
     @app.on(Told)
     def handler(event: Told) -> None: ...

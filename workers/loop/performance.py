@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -153,11 +154,12 @@ class Performance:
             self._error = self._reason
             done(self)
             return
-        began_at, timer = loop.time(), None
+        # uvloop's own time stands still within a turn
+        began_at, timer = time.monotonic(), None
         if self.limit_s < float("inf"):
             timer = loop.call_later(self.limit_s, self._interrupt, TimeLimitExceeded())
         self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
-        self._task.add_done_callback(lambda task: self._end(task, loop.time() - began_at, timer, done))
+        self._task.add_done_callback(lambda task: self._end(task, time.monotonic() - began_at, timer, done))
 
     async def _act(self) -> None:
         try:

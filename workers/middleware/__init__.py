@@ -42,8 +42,8 @@ def stack(runtime: Runtime, bindings: Callable[[], Iterable[Binding]]) -> list[M
         CurrentJob(),  # before callbacks and pipelines, so that what they enqueue has its cause
         Callbacks(),
         Pipelines(),
-        # Next to the handler, after all that may skip a message, so that only what runs is started and hooks do not count
-        # as its time; and before those who judge, for "after" hooks run backwards, and it tells what they have judged.
+        # Next to the handler, after all that may skip a message, so that only what runs is started and our hooks do not
+        # count as its time; and before those who judge, for "after" hooks run backwards, and it tells what they have judged.
         *([] if runtime.teller.mute else [Telling(runtime.teller)]),
         LaneRetries(),  # the first to judge an outcome: what follows may look at message.failed
     ]
