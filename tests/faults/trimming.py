@@ -24,6 +24,7 @@ READ = 7
 MEANWHILE = 2_500
 """What is published while it sleeps: more than its queue holds, so that it must go on from the log."""
 FRESH = 20
+BATCH = 100
 LAST = name_of("end", 0)
 
 
@@ -79,7 +80,12 @@ async def sleep_through(bus: Bus, wait_s: float) -> tuple[list[Transcript], Said
 
 
 async def publish(bus: Bus, by: str, count: int) -> list[Receipt]:
-    return await bus.publish_many([Publication(line(by, n), id=name_of(by, n)) for n in range(count)])
+    receipts = []
+    for first in range(0, count, BATCH):
+        lines = [line(by, n) for n in range(first, min(first + BATCH, count))]
+        receipts += await bus.publish_many([Publication(each, id=name_of(by, each.n)) for each in lines])
+        await asyncio.sleep(0)  # memory has nothing to wait for, and the other bus has its links to look after
+    return receipts
 
 
 async def read(listener: Listener, transcript: Transcript, to: str) -> None:
