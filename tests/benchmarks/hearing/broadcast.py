@@ -10,7 +10,6 @@ from broadcaster import Broadcast
 
 from tests.benchmarks import child
 from tests.benchmarks.hearing.load import CHANNEL, at_leisure, body, count, ended_at, latencies_ms, sent_ns
-from tests.waiting import eventually
 
 __all__ = ["hear_all", "hear_latencies", "publish_at_leisure"]
 
@@ -44,11 +43,8 @@ def hear_all(url: str, namespace: str, many: int, listeners: int) -> int:
 async def _subscribed(url: str) -> None:
     """It does not say when it is subscribed; the server does."""
     async with redis.asyncio.Redis.from_url(url) as client:
-
-        async def listening() -> bool:
-            return [each[1] for each in await client.pubsub_numsub(CHANNEL)] == [1]
-
-        await eventually(listening, "the subscription")
+        while [each[1] for each in await client.pubsub_numsub(CHANNEL)] != [1]:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.01)
 
 
 def publish_at_leisure(url: str, namespace: str, many: int) -> None:
