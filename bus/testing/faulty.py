@@ -110,6 +110,10 @@ class FaultyStore:
         """Have the next ``count`` reads fail; 0 ends it."""
         self._faults.failing["read"] = count
 
+    def slow_reads(self, turns: int) -> None:
+        """Have what was read arrive so many turns of the loop later, when it may be old; 0 ends it."""
+        self._faults.slowness = turns
+
     def fail_subscriptions(self, count: int) -> None:
         """Have the next ``count`` attempts to subscribe fail; 0 ends it."""
         self._faults.failing["subscribe"] = count

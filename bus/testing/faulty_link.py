@@ -40,6 +40,7 @@ class Faults:
         self.held: list[tuple[Line, Frame]] | None = None
         self.told: deque[Frame] = deque(maxlen=REMEMBERED)
         self.passed: Callable[[Heard], None] = lambda _: None
+        self.slowness = 0
         self.failing: dict[Literal["read", "subscribe"], int] = {"read": 0, "subscribe": 0}
 
     def heard(self, line: Line, frame: Frame) -> None:
@@ -148,9 +149,12 @@ class Door:
         return await self._open().close_log(log, epoch, own)
 
     async def read(self, log: str, epoch: str, after: int, limit: int) -> Page:
-        """As the store beneath, unless it was told to fail."""
+        """As the store beneath, unless it was told to fail or to take its time."""
         self._faults.may_fail("read")
-        return await self._open().read(log, epoch, after, limit)
+        page = await self._open().read(log, epoch, after, limit)
+        for _ in range(self._faults.slowness):
+            await asyncio.sleep(0)
+        return page
 
     async def seek(self, log: str, epoch: str, at_ms: int) -> Position:
         """As the store beneath, unless reads were told to fail."""
