@@ -12,6 +12,7 @@ from bus.errors import BusUnavailable
 from bus.position import Position
 from bus.store.base import (
     NO_LIMITS,
+    Announced,
     Appended,
     Batch,
     Confirmed,
@@ -140,7 +141,7 @@ class Door:
         """As the store beneath."""
         return await self._open().append(batches)
 
-    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Position | Ended:
+    async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         """As the store beneath."""
         return await self._open().announce(log, epoch, whispers)
 
