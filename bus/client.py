@@ -271,7 +271,7 @@ class Bus:
         :class:`~bus.delivery.Delivery`, :class:`~bus.delivery.Gap` before a hole that cannot be repaired, and last, when
         the log or the bus is closed, :class:`~bus.delivery.Closed`.
 
-        Up to 1,000 deliveries and 4 MB wait for one that is slow. Then its ``policy`` decides: ``"catch-up"`` reads on from
+        Up to 1,000 deliveries and 4 MB wait for one that is slow (while it catches up, one page of 256 events). Then its ``policy`` decides: ``"catch-up"`` reads on from
         the log, so that nothing is missed; ``"latest"`` keeps only the newest waiting event of each ``key`` (a field of the
         data; without one the key of the publish), at any time; ``"disconnect"`` ends the listener.
 
