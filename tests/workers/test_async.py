@@ -631,9 +631,10 @@ def test_work_that_ends_within_the_grace_is_waited_for(app: App, gate: Gate) -> 
     for _ in range(20):
         actor.send()
     wait_until(lambda: gate.inside[""] == 20, "all to wait")
+    thread = worker.workers[0]
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    wait_until(lambda: not worker.workers[0].is_alive(), "the worker's thread to end")
+    wait_until(lambda: not thread.is_alive(), "the worker's thread to end")
     late = time.monotonic() + 0.3
     wait_until(lambda: time.monotonic() > late, "what does not wait to have gone on")
     gate.open()
