@@ -349,14 +349,15 @@ class Bus:
         side = self._life.sides.here()
         hubs = [hub for hub in side.hubs.values() if hub.state != "closed"] if side else []
         main = next((hub.position for hub in hubs if hub.name == check_log(None)), None)
-        worst = max(hubs, key=lambda hub: _TROUBLE.index(hub.state), default=None)
+        running = [hub for hub in hubs if hub.state != "ended"]  # a log that was closed is no trouble
+        worst = max(running, key=lambda hub: _TROUBLE.index(hub.state), default=None)
         state = (
             "closed" if self._life.closed else worst.state if worst else "live" if self._life.reached else "not opened"
         )
         listeners = [listener for hub in hubs for listener in hub.listeners]
         return Status(
             mode=self.mode,
-            connected=state in ("live", "ended"),
+            connected=state == "live",
             position=main,
             listeners=len(listeners),
             lag=max((each.lag for each in listeners), default=0),
@@ -372,7 +373,7 @@ class Bus:
         self._life.store.bind({binding.handler: binding.encode() for binding in bindings})
 
 
-_TROUBLE = ("closed", "ended", "live", "repairing", "connecting", "degraded")
+_TROUBLE = ("closed", "live", "repairing", "connecting", "degraded")
 
 
 def _whereto(patterns: tuple[str, ...], log: str | None) -> tuple[str, Matcher]:

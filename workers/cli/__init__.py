@@ -94,7 +94,8 @@ def _run() -> int:
         if not isinstance(error, _Complaint):
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "callboard")
-        tell_error(f"{error.format_message().rstrip('.')}; see '{command} --help'")
+        if why := error.format_message().rstrip("."):  # none where the help itself was the answer
+            tell_error(f"{why}; see '{command} --help'")
         return error.exit_code
     return done if isinstance(done, int) else 0
 
