@@ -529,11 +529,13 @@ class LiveSide(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(60 + EXAMPLES)
-def test_any_program_of_events_and_faults_leaves_listeners_whole_or_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_program_of_events_and_faults_leaves_listeners_whole_or_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(mailbox, "QUEUE", QUEUE)
     monkeypatch.setattr(reader, "PAGE", PAGE)
     monkeypatch.setattr(hub_module, "PAGE", PAGE)
-    logging.getLogger("callboard.bus").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, logger="callboard.bus")
     run_state_machine_as_test(
         LiveSide,
         settings=settings(
