@@ -2,13 +2,13 @@
 
 Whoever says something leaves it here and goes on; nothing that becomes of it reaches a job. What was said within a window
 of 50 ms goes in one round trip (the first goes at once), and it is encoded here as well. Where nobody heard, nothing is
-taken in for a second; then whatever is said next is tried again. So a worker that nobody listens to sends one small
+taken in for a second; then the next thing that is said is tried, alone. So a worker that nobody listens to sends one small
 command a second while it works, and none while it idles.
 
 ::
 
     resting ── said ──> telling ── heard by somebody ──> 50 ms, gathering ──> resting
-       ^                   └────── heard by nobody ────> 1 s, deaf ─────────────┘
+       ^                   └────── heard by nobody ────> deaf for 1 s ──> resting, and deaf again after one word
 
 Live only: what cannot be told, or is said faster than it can be told (10,000 wait), is lost, and logged at DEBUG.
 """
@@ -59,6 +59,8 @@ class Teller:
         self._thread: threading.Thread | None = None
         self._waiting: deque[_Said] = deque(maxlen=MOST_WAITING)
         self._lost = 0
+        self._trying = False
+        """Whether the next thing that is said is to find out if somebody listens: one is enough for that."""
         self._said = threading.Event()
         self._ending = threading.Event()
 
@@ -70,7 +72,7 @@ class Teller:
         """Be ready to tell, as the worker of that name."""
         if self.mute or self._thread is not None:
             return
-        self._worker, self.listening = worker, True
+        self._worker, self.listening, self._trying = worker, True, False
         self._waiting.clear()
         # Of its own: a thread that an earlier worker left behind, hanging on its server, must not wake to this one's.
         self._said, self._ending = threading.Event(), threading.Event()
@@ -87,6 +89,8 @@ class Teller:
         """Have something told, unless it is closed. Never blocks; from any thread."""
         if self._thread is None:
             return
+        if self._trying:
+            self._trying = self.listening = False
         self._lost += len(self._waiting) == MOST_WAITING
         self._waiting.append(_Said(kind, self.now_ms(), fields))
         if not self._said.is_set():
@@ -111,9 +115,9 @@ class Teller:
             heard = self._tell()
             if over:
                 return
-            self.listening = heard
+            self._trying, self.listening = False, heard
             ending.wait(WINDOW_S if heard else DEAF_S)
-            self.listening = not ending.is_set()
+            self._trying, self.listening = not heard, not ending.is_set()
 
     def _tell(self) -> bool:
         """Tell what waits. Whether somebody may have heard it; if not, what was said meanwhile is dropped as well."""

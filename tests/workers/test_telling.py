@@ -359,6 +359,37 @@ def test_where_nobody_listens_next_to_nothing_is_sent(app: App, monkeypatch: pyt
         assert announced == [1]
 
 
+def test_to_find_out_whether_somebody_listens_one_word_is_enough(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or all that happens until the answer comes would be noted for nobody, each second anew."""
+    monkeypatch.setattr(teller, "DEAF_S", 0.01)
+    said: list[int] = []
+    say, announce = app.runtime.teller.say, app.bus.store.announce
+
+    def counted_say(*args: Any, **facts: Any) -> None:
+        said.append(1)
+        say(*args, **facts)
+
+    def slow_announce(*args: Any) -> Any:
+        threading.Event().wait(0.05)
+        return announce(*args)
+
+    @app.on(Told)
+    def handler(event: Told) -> None: ...
+
+    app.bus.store.announce = slow_announce  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(app.runtime.teller, "say", counted_say)
+    with counted(app.bus.store) as announced, working(app):
+        wait_until(lambda: not app.runtime.teller.listening, "the teller to notice that nobody listens")
+        said.clear()
+        for _ in range(300):
+            app.bus.publish_sync(Told())
+        app.broker.join("default", timeout=30_000)
+
+        assert len(announced) > 1, "nothing was tried"
+        assert len(said) <= 4 * len(announced), "more was said than one word a thread and try"
+    vars(app.bus.store).pop("announce", None)
+
+
 def test_the_server_hears_of_it_about_once_a_second(server: Server, redis_url: str, namespace: str) -> None:
     app = App(Bus(redis_url, namespace=namespace))
 
