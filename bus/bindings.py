@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -102,13 +102,21 @@ class Routing:
         ]
         self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, str | None], ...]] = OrderedDict()
 
-    def jobs(self, type: str, topics: str, key: str | None, data: Mapping[str, Any]) -> list[tuple[int, str]]:
-        """The jobs of one event: (index into ``routes``, lane key or ``""``). Its topics are separated by spaces."""
+    def jobs(
+        self, type: str, topics: str, key: str | None, fields: Callable[[], Mapping[str, Any]]
+    ) -> list[tuple[int, str]]:
+        """The jobs of one event: (index into ``routes``, lane key or ``""``). Its topics are separated by spaces.
+
+        Its ``fields`` are asked for once, and only where a lane's key stands in them.
+        """
         asked = (type, topics)
         wanted = self._remembered.get(asked)
         if wanted is None:
             wanted = self._wanted(asked)
-        return [(route, key or _lane_key(field, data)) for route, field in wanted]
+        if key is not None:
+            return [(route, key) for route, _ in wanted]
+        data = fields() if any(field for _, field in wanted) else {}
+        return [(route, _lane_key(field, data)) for route, field in wanted]
 
     def _wanted(self, asked: tuple[str, str]) -> tuple[tuple[int, str | None], ...]:
         wanted = tuple(

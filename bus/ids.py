@@ -1,19 +1,48 @@
 """Names for things that must never collide: event ids, chain tokens and epochs.
 
 An event id is a UUIDv7 (RFC 9562, section 5.7), so ids sort by the time they were made. Within a process they sort
-strictly, also inside one millisecond and while the clock steps back. All randomness is the kernel's (``os.urandom``),
-which a fork does not copy, so parent and child never make the same id.
+strictly, also inside one millisecond and while the clock steps back. All randomness is the kernel's (``os.urandom``), a
+few hundred pieces at a time; what is left of them is thrown away in a forked child, so parent and child never make the same
+id.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import deque
+from typing import Final
 
 __all__ = ["epoch", "token", "uuid7"]
 
 _RANDOM_BITS = 74  # what UUIDv7 leaves beside the time, the version and the variant
 _LATEST_MS = (1 << 48) - 1
+
+
+class _Randomness:
+    """Random bytes of the kernel's, a few hundred pieces of ``size`` bytes at a time: a call to it costs more than a piece.
+
+    Each piece is given out once. Safe from any thread; a forked child throws away what its parent had left.
+    """
+
+    __slots__ = ("_pieces", "_size")
+
+    _AT_ONCE: Final = 256
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._pieces: deque[bytes] = deque()
+
+    def piece(self) -> bytes:
+        try:
+            return self._pieces.pop()
+        except IndexError:
+            fresh = os.urandom(self._AT_ONCE * self._size)
+        self._pieces.extend(fresh[at : at + self._size] for at in range(self._size, len(fresh), self._size))
+        return fresh[: self._size]
+
+    def after_fork(self) -> None:
+        self._pieces = deque()
 
 
 class _Sequence:
@@ -32,7 +61,7 @@ class _Sequence:
 
     def next(self, now_ms: int) -> int:
         """The next number. Safe from any thread."""
-        fresh = int.from_bytes(os.urandom(10))
+        fresh = int.from_bytes(_wide.piece())
         with self._lock:
             number = now_ms << _RANDOM_BITS | fresh >> 7
             if number >> _RANDOM_BITS <= self._last >> _RANDOM_BITS:
@@ -45,9 +74,10 @@ class _Sequence:
         self._lock = threading.Lock()
 
 
-_sequence = _Sequence()
+_wide, _narrow, _sequence = _Randomness(10), _Randomness(4), _Sequence()
 if hasattr(os, "register_at_fork"):  # there is no fork on Windows
-    os.register_at_fork(after_in_child=_sequence.after_fork)
+    for _each in (_wide, _narrow, _sequence):
+        os.register_at_fork(after_in_child=_each.after_fork)
 
 
 def uuid7(now_ms: int) -> str:
@@ -60,16 +90,17 @@ def uuid7(now_ms: int) -> str:
     if now_ms > _LATEST_MS:
         raise ValueError(f"{now_ms} is too late for milliseconds since 1970: pass milliseconds")
     number = _sequence.next(now_ms)
-    # 48 bits time | version 7 | 12 random | variant 0b10 and 62 random
-    time, rest = f"{number >> _RANDOM_BITS:012x}", f"{0b10 << 62 | number & 0x3FFF_FFFF_FFFF_FFFF:016x}"
-    return f"{time[:8]}-{time[8:]}-7{number >> 62 & 0xFFF:03x}-{rest[:4]}-{rest[4:]}"
+    # 48 bits time | version 7 | 12 random | variant 0b10 | 62 random
+    time, high, low = number >> _RANDOM_BITS, number >> 62 & 0xFFF, number & 0x3FFF_FFFF_FFFF_FFFF
+    digits = f"{time << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def token() -> str:
     """Eight random hex digits that tell one log entry from another with the same number."""
-    return os.urandom(4).hex()
+    return _narrow.piece().hex()
 
 
 def epoch() -> str:
     """Eight random hex digits that tell one life of a log from the next."""
-    return os.urandom(4).hex()
+    return _narrow.piece().hex()
