@@ -58,7 +58,7 @@ class Outgoing:
                 await asyncio.sleep(step.seconds)
                 continue
             try:
-                answer = await side.store.append(step.batches)
+                answer = await side.store.append(step.batch)
             except BusUnavailable as error:
                 answer = error
 
@@ -108,7 +108,7 @@ class Outgoing:
                 time.sleep(step.seconds)
                 continue
             try:
-                answer = self._life.store.append(step.batches)
+                answer = self._life.store.append(step.batch)
             except BusUnavailable as error:
                 answer = error
 

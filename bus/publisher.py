@@ -11,8 +11,9 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bus import codec, ids
 from bus.bindings import Routing
@@ -53,7 +54,7 @@ class Letter(NamedTuple):
     id: str
     type: str
     topics: str
-    data: dict[str, Any]
+    data: bytes
     body: bytes
     key: str | None
     token: str
@@ -63,9 +64,9 @@ class Letter(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Please append these, and send the answer."""
+    """Please append this, and send the answer."""
 
-    batches: list[Batch]
+    batch: Batch
 
 
 class Pause(NamedTuple):
@@ -74,7 +75,7 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Answer = list[list[Appended] | Stale | Ended] | BusUnavailable | None
+Answer = list[Appended] | Stale | Ended | BusUnavailable | None
 """To a Send: the store's answer, or its failure; to a Pause: None."""
 
 Plan = Generator[Send | Pause, Answer, list[Receipt]]
@@ -131,17 +132,16 @@ class Publisher:
                 routing = self._routing
                 batch = self._batch(routing, chunk)
                 sent_at = time.monotonic()
-                answers = yield Send([batch])
-                if isinstance(answers, BusUnavailable):
+                answer = yield Send(batch)
+                if isinstance(answer, BusUnavailable):
                     # Once unknown, always unknown: a later refusal says nothing of what was sent before.
-                    unknown = unknown or answers.outcome == "unknown"
+                    unknown = unknown or answer.outcome == "unknown"
                     took_s = time.monotonic() - sent_at  # a server that hangs lets the next attempt take as long
                     if sent_at + took_s + pause_s + took_s > deadline:
-                        raise _given_up(answers, chunk[0], unknown=unknown)
+                        raise _given_up(answer, chunk[0], unknown=unknown)
                     yield Pause(pause_s)
                     pause_s = min(2 * pause_s, LAST_PAUSE_S)
                     continue
-                answer = (answers or [])[0]
                 if isinstance(answer, Ended):
                     raise LogClosed(batch.log, answer.position, chunk[0].id)
                 if not isinstance(answer, Stale):
@@ -149,7 +149,7 @@ class Publisher:
                 self._learn(answer)
             receipts += [
                 _receipt(letter, appended, len(post.jobs))
-                for letter, post, appended in zip(chunk, batch.posts, answer, strict=True)
+                for letter, post, appended in zip(chunk, batch.posts, answer or [], strict=True)
             ]
             unknown = False
         return receipts
@@ -162,7 +162,7 @@ class Publisher:
         posts = []
         used: dict[int, int] = {}
         for letter in letters:
-            wanted = routing.jobs(letter.type, letter.topics, letter.key, letter.data)
+            wanted = routing.jobs(letter.type, letter.topics, letter.key, partial(codec.fields, letter.data))
             jobs = tuple([(used.setdefault(route, len(used)), key) for route, key in wanted])
             posts.append(Post(letter.id, letter.token, letter.topics, letter.body, jobs, letter.due))
         return Batch(

@@ -124,7 +124,7 @@ __all__ = [
 class LoopStore(Protocol):
     """The log side on one event loop. Made by :meth:`Store.on_loop`; every method belongs to that loop."""
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
+    async def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
         """As :meth:`Store.append`, without blocking the loop."""
 
     async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
@@ -177,12 +177,11 @@ class Store(Protocol):
 
     # the log side
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
+    def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
         """Number, log, announce and queue every post that is new: each event whole or not at all.
 
-        A round trip and an answer for each batch, in order; the first failure ends it. Events of one log keep the order of
-        the posts. A closed log takes nothing new (:class:`Ended`); of posts that it has already, all of a batch, the
-        positions are told still.
+        One round trip; an answer for each post, in their order, which is that of the log. A closed log takes nothing new
+        (:class:`Ended`); of posts that it has already, all of a batch, the positions are told still.
         """
 
     def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:

@@ -52,7 +52,7 @@ def check_a_log_may_be_closed_before_it_was_written_to(store: Store) -> None:
 
     assert position == Position("offered", 0, ROOT_TOKEN), f"an empty log was closed at {position}"
     assert store.read("run:1", "later", 0, 10) == Page("offered", 0, ROOT_TOKEN, [], closed=True)
-    (answer,) = store.append([batch(post(), log="run:1")])
+    answer = store.append(batch(post(), log="run:1"))
     assert answer == Ended(position), f"an append to it was answered {answer}"
     assert store.logs() == ["run:1"], f"the logs are {store.logs()}"
 
@@ -63,7 +63,7 @@ def check_a_closed_log_takes_nothing_new_and_writes_nothing(store: Store) -> Non
     position = store.close_log("main", "unused")
     late = post(b"late", jobs=[(0, "")])
 
-    (answer,) = store.append([batch(late, post(b"more"), routes=routes)])
+    answer = store.append(batch(late, post(b"more"), routes=routes))
 
     assert answer == Ended(position), f"an append to a closed log was answered {answer}"
     assert [entry.body for entry in read(store).entries] == [b"a"], "a closed log was written to"
@@ -79,7 +79,7 @@ def check_a_closed_log_tells_the_positions_of_what_it_has(store: Store) -> None:
     first = append(store, batch(known, other))
     position = store.close_log("main", "unused")
 
-    again, mixed = store.append([batch(known, other), batch(known, post(b"new"))])
+    again, mixed = store.append(batch(known, other)), store.append(batch(known, post(b"new")))
 
     assert again == [one._replace(duplicate=True) for one in first], f"a repeat was answered {again}"
     assert mixed == Ended(position), f"a batch with something new in it was answered {mixed}"
@@ -90,7 +90,7 @@ def check_a_closed_log_is_not_written_to_with_stale_bindings_either(store: Store
     position = store.close_log("main", "unused")
     version = store.bind({"a": b"1"})
 
-    stale, matched = store.append([batch(post()), batch(post(), version=version)])
+    stale, matched = store.append(batch(post())), store.append(batch(post(), version=version))
 
     assert isinstance(stale, Stale | Ended), f"the answer was {stale}"
     assert matched == Ended(position), f"the answer was {matched}"
@@ -139,7 +139,7 @@ def check_the_end_outlives_every_entry(store: Store) -> None:
         for after in (0, 5, top):
             page = read(store, after, log=log)
             assert (page.closed, page.top) == (True, top), f"who comes late to log {log} is told {page}"
-        (answer,) = store.append([batch(post(), log=log)])
+        answer = store.append(batch(post(), log=log))
         assert isinstance(answer, Ended), f"log {log} was written to after its end: {answer}"
     assert store.logs() == ["aged", "trimmed"], f"the logs are {store.logs()}"
 

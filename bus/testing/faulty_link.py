@@ -137,9 +137,9 @@ class Door:
         self._store = store
         self._beneath: dict[Store, LoopStore] = {}
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
+    async def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
         """As the store beneath."""
-        return await self._open().append(batches)
+        return await self._open().append(batch)
 
     async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         """As the store beneath."""

@@ -57,7 +57,7 @@ def check_a_removed_binding_makes_publishers_match_anew(store: Store) -> None:
     newer = store.bindings()
     assert newer.bindings == {"two": b"2"}, f"left are {newer.bindings}"
     assert newer.version > version, "publishers would go on matching with what was removed"
-    (stale,) = store.append([batch(post(), version=version)])
+    stale = store.append(batch(post(), version=version))
     assert stale == newer, f"a publisher with the old bindings is told {stale}"
     assert store.unbind(["one"]) == [False], "it was removed twice"
     assert store.bindings() == newer, "nothing was removed, and the version moved"

@@ -23,12 +23,12 @@ def seqs(page: Page) -> list[int]:
 
 
 def check_numbers_begin_at_1_and_have_no_hole(store: Store) -> None:
-    """Over single appends, batches and both doors of one call."""
+    """Over single appends and batches."""
     first = write(store, b"a")
     more = write(store, b"b", b"c", b"d")
-    both = store.append([batch(post(b"e")), batch(post(b"f"))])
+    last = append(store, batch(post(b"e"), post(b"f")))
 
-    answers = [*first, *more, *(one for answer in both if not isinstance(answer, Stale) for one in answer)]
+    answers = [*first, *more, *last]
     numbers = [one.seq for one in answers]
     assert numbers == [1, 2, 3, 4, 5, 6], f"numbers were {numbers}"
     assert seqs(read(store)) == numbers, "the log holds other numbers than were answered"
@@ -99,7 +99,6 @@ def check_a_batch_may_be_long_or_empty(store: Store) -> None:
 
     assert [one.seq for one in answers] == list(range(1, 9_001)), "the numbers of a long batch are not in order"
     assert append(store, batch()) == [], "an empty batch has an answer for no post"
-    assert store.append([]) == [], "no batches have no answers"
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -217,9 +216,9 @@ def check_an_id_counts_once_inside_a_batch_and_across_batches(store: Store) -> N
     one, two = post(b"one", id="x", jobs=[(0, "")]), post(b"two", id="x", jobs=[(0, "")])
     between, after = post(b"between"), post(b"after")
 
-    answers = store.append([batch(one, between, two, routes=routes), batch(two, after, one, routes=routes)])
+    answers = [append(store, batch(*posts, routes=routes)) for posts in ((one, between, two), (two, after, one))]
 
-    flat = [(one.seq, one.duplicate) for answer in answers for one in answer if isinstance(one, Appended)]
+    flat = [(one.seq, one.duplicate) for answer in answers for one in answer]
     expected = [(1, False), (2, False), (1, True), (1, True), (3, False), (1, True)]
     assert flat == expected, f"(number, duplicate) of each post were {flat}"
     assert [entry.body for entry in read(store).entries] == [b"one", b"between", b"after"], "the log differs"
@@ -266,7 +265,7 @@ def check_stale_bindings_write_nothing_and_are_told_the_current_ones(store: Stor
     routes = [Route("q", "h", 1)]
     late = batch(post(b"late", id="late", jobs=[(0, "")]), epoch="late", version=version - 1, routes=routes)
 
-    (answer,) = store.append([late])
+    answer = store.append(late)
 
     assert answer == Stale(version, {"a": b"1", "b": b"2"}), f"the answer was {answer}"
     assert store.read("main", "mine", 0, 10) == Page("mine", 0, ROOT_TOKEN, []), "a stale batch left something"
@@ -280,28 +279,11 @@ def check_duplicates_are_answered_whatever_the_version(store: Store) -> None:
     (first,) = append(store, batch(known))
     version = store.bind({"a": b"1"})
 
-    only_known, mixed = store.append([batch(known), batch(known, post(b"new"))])
+    only_known, mixed = store.append(batch(known)), store.append(batch(known, post(b"new")))
 
     assert only_known == [first._replace(duplicate=True)], f"the answer was {only_known}"
     assert mixed == Stale(version, {"a": b"1"}), f"a batch with something new in it was answered {mixed}"
     assert read(store).top == 1, "a stale batch was written in part"
-
-
-def check_batches_of_one_call_are_answered_in_order(store: Store) -> None:
-    version = store.bind({"a": b"1"})
-
-    answers = store.append(
-        [
-            batch(post(b"1"), post(b"2"), version=version),
-            batch(post(b"stale"), version=version + 1),
-            batch(post(b"3"), log="two", epoch="e2", version=version),
-            batch(post(b"4"), version=version),
-        ]
-    )
-
-    said = ["stale" if isinstance(answer, Stale) else [(one.epoch, one.seq) for one in answer] for answer in answers]
-    assert said == [[("e1", 1), ("e1", 2)], "stale", [("e2", 1)], [("e1", 3)]], f"the answers were {said}"
-    assert [entry.body for entry in read(store).entries] == [b"1", b"2", b"4"], "the log is out of order"
 
 
 LOG_CHECKS = collected(globals())

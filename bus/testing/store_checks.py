@@ -97,7 +97,7 @@ def batch(
 
 def append(store: Store, one: Batch) -> list[Appended]:
     """Append a batch whose bindings are current."""
-    (answer,) = store.append([one])
+    answer = store.append(one)
     assert not isinstance(answer, Stale), f"the batch was matched with the current bindings, and the answer is {answer}"
     assert not isinstance(answer, Ended), f"nobody closed the log, and the answer is {answer}"
     assert len(answer) == len(one.posts), f"{len(one.posts)} posts and {len(answer)} answers"

@@ -82,7 +82,8 @@ def publish(store: Store, calls: list[list[tuple[str, list[str]]]]) -> list[Told
             )
             for log, names in call
         ]
-        for asked, answers in zip(batches, store.append(batches), strict=True):
+        for asked in batches:
+            answers = store.append(asked)
             assert isinstance(answers, list)
             told += (Told(asked.log, one.id, one.body, its) for one, its in zip(asked.posts, answers, strict=True))
     return told

@@ -691,7 +691,7 @@ class Scripted:  # a LoopStore
         top = self._log[-1].token if self._log else ROOT_TOKEN
         return Page(self._epoch, len(self._log), top, self._log[after : after + limit])
 
-    async def append(self, batches: object) -> NoReturn:
+    async def append(self, batch: object) -> NoReturn:
         raise NotImplementedError
 
     async def announce(self, log: str, epoch: str, whispers: object) -> NoReturn:

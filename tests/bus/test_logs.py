@@ -127,7 +127,7 @@ def test_memory_forgets_what_a_server_would(ttl_days: int) -> None:
     assert page.entries == []
     if ttl_days == 1:
         assert (page.closed, page.top) == (True, 1)
-        (refused,) = store.append([batch(post(), log="run:1")])
+        refused = store.append(batch(post(), log="run:1"))
         assert isinstance(refused, Ended)
 
     clock.travel(30 * DAY_MS)
@@ -380,14 +380,14 @@ def _play(store: Store, acts: list[tuple[str, int]]) -> None:
             case "append" | "limit":
                 posts = [post() for _ in range(number if act == "append" else 1)]
                 own = OwnLimits(cap=number) if act == "limit" else OwnLimits()
-                (answer,) = store.append([batch(*posts, own=own)])
+                answer = store.append(batch(*posts, own=own))
                 assert isinstance(answer, Ended) is ended
                 if not ended:
                     written += posts
                     cap = number if act == "limit" else cap
                     first = max(first, len(written) - cap + 1)
             case "repeat" if number < len(written):
-                (answer,) = store.append([batch(written[number])])
+                answer = store.append(batch(written[number]))
                 assert isinstance(answer, list)
                 assert (answer[0].seq, answer[0].duplicate) == (number + 1, True)
             case "announce":

@@ -140,7 +140,7 @@ def test_every_script_survives_a_server_that_does_not_know_it(
     route, worker = Route("q", "h", 1), Worker(store)
     steps: list[tuple[Callable[[], Any], Callable[[Any], bool]]] = [
         (lambda: write(store, b"a"), lambda answer: answer[0].seq == 1),
-        (lambda: store.append([batch(post()), batch(post())]), lambda answer: [one[0].seq for one in answer] == [2, 3]),
+        (lambda: write(store, b"b", b"c"), lambda answer: [one.seq for one in answer] == [2, 3]),
         (lambda: whisper(store), lambda answer: answer.seq == 3),
         (lambda: store.read("main", "e", 0, 10), lambda answer: answer.top == 3),
         (lambda: store.seek("main", "e", 0), lambda answer: answer.seq == 0),
@@ -203,9 +203,9 @@ async def test_the_loops_door_survives_a_server_that_knows_no_script(
     door = store.on_loop()
     try:
         forget_scripts()
-        (one,) = await door.append([batch(post())])
+        one = await door.append(batch(post()))
         forget_scripts()
-        two, three = await door.append([batch(post()), batch(post())])
+        two = await door.append(batch(post()))
         forget_scripts()
         announced = await door.announce("main", "e", [Whisper("global", b"")])
         forget_scripts()
@@ -213,9 +213,9 @@ async def test_the_loops_door_survives_a_server_that_knows_no_script(
     finally:
         await door.close()
 
-    numbers = [answer[0].seq for answer in (one, two, three) if not isinstance(answer, Stale | Ended)]
+    numbers = [answer[0].seq for answer in (one, two) if not isinstance(answer, Stale | Ended)]
     assert isinstance(announced, Announced)
-    assert (numbers, announced.position.seq, len(page.entries)) == ([1, 2, 3], 3, 3)
+    assert (numbers, announced.position.seq, len(page.entries)) == ([1, 2], 2, 2)
 
 
 # -- a full server -----------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def fill(store: RedisStore, version: int) -> tuple[int, BusUnavailable]:
             post(bytes(64 * 1024), jobs=[(0, f"k{accepted % 5}")]), routes=[Route("q", "h", 1)], version=version
         )
         try:
-            store.append([one])
+            store.append(one)
         except BusUnavailable as refusal:
             return accepted, refusal
     raise AssertionError("the server took everything")
@@ -334,7 +334,7 @@ def test_a_wrong_password_is_told_without_it(start_server: Callable[..., Server]
     server = start_server(requirepass="right")
     store = RedisStore(f"redis://:{SECRET}@127.0.0.1:{server.port}/0", namespace, lease_ms=LEASE_MS)
 
-    at_open, at_append = failure(store.open), failure(lambda: store.append([batch(post())]))
+    at_open, at_append = failure(store.open), failure(lambda: store.append(batch(post())))
 
     assert (at_open.outcome, at_append.outcome) == (None, "refused")
     assert "refused the user or password" in str(at_append)
@@ -348,10 +348,9 @@ def test_a_server_that_is_away_is_told(namespace: str) -> None:
         port = placeholder.getsockname()[1]
         store = RedisStore(f"redis://user:{SECRET}@127.0.0.1:{port}/0", namespace, lease_ms=LEASE_MS)
 
-        at_open, at_append = failure(store.open), failure(lambda: store.append([batch(post())]))
-        several = failure(lambda: store.append([batch(post()), batch(post())]))
+        at_open, at_append = failure(store.open), failure(lambda: store.append(batch(post())))
 
-    assert (at_open.outcome, at_append.outcome, several.outcome) == (None, "refused", "refused")
+    assert (at_open.outcome, at_append.outcome) == (None, "refused")
     assert "cannot be reached" in str(at_append)
     assert f"127.0.0.1:{port}" in str(at_append)
 
@@ -362,7 +361,7 @@ def test_a_port_that_speaks_another_protocol_is_told(namespace: str) -> None:
         without_password = RedisStore(f"redis://127.0.0.1:{port}/0", namespace, lease_ms=LEASE_MS)
 
         errors = [failure(store.open), failure(without_password.open)]
-        at_append = failure(lambda: without_password.append([batch(post())]))
+        at_append = failure(lambda: without_password.append(batch(post())))
 
     assert all("does not speak the Redis protocol" in str(error) for error in [*errors, at_append])
     assert at_append.outcome == "refused"
@@ -397,15 +396,13 @@ async def test_a_server_that_hangs_costs_two_seconds(start_server: Callable[...,
     with opened(of(server, namespace)) as store, closing(of(server, namespace)) as never_connected:
         door = store.on_loop()
         try:
-            await door.append([batch(post())])
+            await door.append(batch(post()))
             server.freeze()
             start = time.perf_counter()
             errors = await asyncio.gather(
-                asyncio.to_thread(store.append, [batch(post())]),
-                asyncio.to_thread(store.append, [batch(post()), batch(post())]),
-                asyncio.to_thread(never_connected.append, [batch(post())]),
-                door.append([batch(post())]),
-                door.append([batch(post()), batch(post())]),
+                asyncio.to_thread(store.append, batch(post())),
+                asyncio.to_thread(never_connected.append, batch(post())),
+                door.append(batch(post())),
                 return_exceptions=True,
             )
             took_s = time.perf_counter() - start

@@ -31,7 +31,7 @@ __all__ = ["MemoryLoopStore"]
 class Blocking(Protocol):
     """What this door needs of the store."""
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]: ...
+    def append(self, batch: Batch) -> list[Appended] | Stale | Ended: ...
     def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended: ...
     def close_log(self, log: str, epoch: str, own: OwnLimits) -> Position: ...
     def read(self, log: str, epoch: str, after: int, limit: int) -> Page: ...
@@ -46,8 +46,8 @@ class MemoryLoopStore:
     def __init__(self, store: Blocking) -> None:
         self._store = store
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
-        return self._store.append(batches)
+    async def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
+        return self._store.append(batch)
 
     async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return self._store.announce(log, epoch, whispers)

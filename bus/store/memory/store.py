@@ -85,10 +85,7 @@ class MemoryStore:
 
     # -- the log side --------------------------------------------------------------------------------------------------
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
-        return [self._append_batch(batch) for batch in batches]
-
-    def _append_batch(self, batch: Batch) -> list[Appended] | Stale | Ended:
+    def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
         with self._lock:
             now = self._clock.now_ms()
             known = [self._seen.get(post.id, now) for post in batch.posts]

@@ -37,9 +37,10 @@ from bus.store.base import (
 )
 from bus.store.redis import scripts, server
 from bus.store.redis.lines import Lines
-from bus.store.redis.link import ATTEMPT_S, Link, blocking_pool, translated
+from bus.store.redis.link import ATTEMPT_S, FOREIGN, Link, blocking_pool, translated, unavailable
 from bus.store.redis.loop import RedisLoopStore
 from bus.store.redis.scripts import Call
+from bus.store.redis.wire import Command
 
 __all__ = ["RedisStore"]
 
@@ -103,9 +104,8 @@ class RedisStore:
 
     # -- the log side --------------------------------------------------------------------------------------------------
 
-    def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
-        # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
-        return [self._run(scripts.append(batch)) for batch in batches]
+    def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
+        return self._run(scripts.append(batch))
 
     def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return self._run(scripts.announce(log, epoch, whispers))
@@ -259,8 +259,10 @@ class RedisStore:
     # -- calling scripts -----------------------------------------------------------------------------------------------
 
     def _run(self, call: Call[T], *, writing: bool = True) -> T:
-        with translated(self.link, writing=writing):
+        try:
             return self._answered(call, self._lines.ask((self._command(call),))[0])
+        except FOREIGN as error:
+            raise unavailable(self.link, error, writing=writing) from error
 
     def _run_all(self, calls: Sequence[Call[T]], *, writing: bool = True) -> list[T]:
         """Run scripts in one round trip, by their SHAs.
@@ -272,7 +274,7 @@ class RedisStore:
             answers = self._lines.ask([self._command(call) for call in calls])
             return [self._answered(call, answer) for call, answer in zip(calls, answers, strict=True)]
 
-    def _command(self, call: Call[Any]) -> Sequence[str | bytes | int]:
+    def _command(self, call: Call[Any]) -> Command:
         return ("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments)
 
     def _answered(self, call: Call[T], answer: Any) -> T:

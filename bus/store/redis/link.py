@@ -16,7 +16,7 @@ from redis import exceptions as errors
 
 from bus.errors import BusUnavailable, InvalidSettings
 
-__all__ = ["Link", "translated"]
+__all__ = ["FOREIGN", "Link", "translated", "unavailable"]
 
 ATTEMPT_S = 2.0
 """How long one command may take before the link counts as lost. Blocking reads have timeouts of their own."""
@@ -110,12 +110,21 @@ class translated:  # noqa: N801 - used as contextlib's managers are, but without
         """Nothing to prepare."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, errors.RedisError | OSError | TimeoutError):
-            why, refused = _explain(self._link, error)
-            outcome: Literal["refused", "unknown"] | None = None
-            if self._writing:
-                outcome = "refused" if refused else "unknown"
-            raise BusUnavailable(why, outcome=outcome) from error
+        if isinstance(error, FOREIGN):
+            raise unavailable(self._link, error, writing=self._writing) from error
+
+
+FOREIGN = (errors.RedisError, OSError, TimeoutError)
+"""All that an exchange with the server may raise."""
+
+
+def unavailable(link: Link, error: BaseException, *, writing: bool) -> BusUnavailable:
+    """What a foreign error is to us; see :class:`translated`, of which this is the quick form for the hottest way."""
+    why, refused = _explain(link, error)
+    outcome: Literal["refused", "unknown"] | None = None
+    if writing:
+        outcome = "refused" if refused else "unknown"
+    return BusUnavailable(why, outcome=outcome)
 
 
 def _explain(link: Link, error: BaseException) -> tuple[str, bool]:

@@ -46,9 +46,8 @@ class RedisLoopStore:
     def __repr__(self) -> str:
         return f"<RedisLoopStore {self._prefix} at {self._link.where}>"
 
-    async def append(self, batches: Sequence[Batch]) -> list[list[Appended] | Stale | Ended]:
-        # One after the other: pipelined, a chunk that is refused or not known could be passed by the next one.
-        return [await self._run(scripts.append(batch)) for batch in batches]
+    async def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
+        return await self._run(scripts.append(batch))
 
     async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return await self._run(scripts.announce(log, epoch, whispers))

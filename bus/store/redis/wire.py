@@ -27,7 +27,7 @@ from bus.store.redis.pipe import pipe
 
 __all__ = ["Command", "Wire", "pack", "refusal"]
 
-Command = Sequence[str | bytes | int]
+Command = tuple[str | bytes | int, ...]
 
 CHUNK = 65_536
 
@@ -46,7 +46,8 @@ _ERRORS: dict[str, type[Exception]] = {
 def pack(commands: Sequence[Command]) -> bytes:
     """Commands as they travel."""
     # Its stub says "a tuple of one".
-    return b"".join([hiredis.pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
+    packed: list[bytes] = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+    return packed[0] if len(packed) == 1 else b"".join(packed)
 
 
 def refusal(text: str) -> Exception:
