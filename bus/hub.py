@@ -222,20 +222,17 @@ class Hub:
     # -- frames --------------------------------------------------------------------------------------------------------
 
     async def _take_in(self, heard: Heard) -> None:
-        if isinstance(heard, Frame):
-            if self._file(heard):
-                return
-            if heard.ephemeral:
-                await self._repair()  # it came after events that we have not heard
-                self._file(heard)
-                return
-        elif isinstance(heard, Quiet) and await self._agrees():
+        if isinstance(heard, Frame) and self._file(heard):
+            return
+        if isinstance(heard, Quiet) and await self._agrees():
             return
         self._enter("repairing")
         ended = await self._repair()
         for listener in tuple(self.listeners):
             listener.confirm(cast("Position", self.position))
         self._enter("live")
+        if isinstance(heard, Frame) and heard.ephemeral:
+            self._file(heard)  # it came after events that were not heard, and were read just now
         if ended:
             self._end()
         self._ready.set()

@@ -54,23 +54,39 @@ class Reader:
         return found
 
     async def _next(self, at: Position | None) -> tuple[Page, Gap | None]:
-        # A new epoch is offered, never ours: a log that lost its data must not go on under the old name.
-        page = await self._store.read(self._log, ids.epoch(), at.seq if at else 0, PAGE)
-        gap = follow(at, page) if at is not None else None
-        if at is None or gap is None or gap.reason == "trimmed":
-            return page, gap
-        common = await self._last_common(at) if gap.reason == "fork" else None
-        # Of another life, or an unknown branch: what followed "our" number there is unknown, so begin at what is kept.
-        page = await self._store.read(self._log, ids.epoch(), common.seq if common else 0, PAGE)
-        if page.epoch != at.epoch:
-            page = await self._store.read(self._log, ids.epoch(), 0, PAGE) if common else page
-            self.trail.forget()
-            return page, follow(at, page)
+        while True:
+            page = await self._read(at)
+            gap = follow(at, page) if at is not None else None
+            if at is None or gap is None or gap.reason == "trimmed":
+                return page, gap
+            anew = await (self._on_branch(at) if gap.reason == "fork" else self._in_life(at))
+            if anew is not None:  # otherwise the log has changed once more between two looks at it
+                return anew
+
+    async def _in_life(self, at: Position) -> tuple[Page, Gap] | None:
+        """In another life of the log what followed "our" number is unknown: begin at what is kept."""
+        page = await self._read(None)
+        gap = follow(at, page)
+        if gap is None or gap.reason != "epoch":
+            return None
+        self.trail.forget()
+        return page, gap
+
+    async def _on_branch(self, at: Position) -> tuple[Page, Gap] | None:
+        """On another branch begin after the last event that ours shares with it; where that is unknown, at what is kept."""
+        common = await self._last_common(at)
+        page = await self._read(common)
+        missing = follow(common, page) if common is not None else None
+        if page.epoch != at.epoch or (missing is not None and missing.reason != "trimmed"):
+            return None
         self.trail.cut(common.seq if common else 0)  # only now: a read that fails is tried again, with all that we knew
         if common is not None:
-            missing = follow(common, page)
             return page, Gap(common.seq + 1, max(at.seq, missing.last if missing else 0), "fork")
         return page, Gap(min(page.entries[0].seq if page.entries else page.top + 1, at.seq), at.seq, "fork")
+
+    async def _read(self, at: Position | None) -> Page:
+        # A new epoch is offered, never ours: a log that lost its data must not go on under the old name.
+        return await self._store.read(self._log, ids.epoch(), at.seq if at else 0, PAGE)
 
     async def _last_common(self, at: Position) -> Position | None:
         """The last event that the log shares with the way we have come, by going back page by page."""

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from bus import Bus, BusUnavailable, Delivery, Gap, Listener, Position, Publication, mailbox, reader
+from bus import Bus, BusUnavailable, Closed, Delivery, Gap, Listener, Position, Publication, mailbox, reader
 from bus import hub as hub_module
 from bus.clock import Clock
 from bus.hub import COMPARED_EVERY
@@ -545,3 +545,20 @@ def test_any_program_of_events_and_faults_leaves_listeners_whole_or_told(
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+
+
+async def test_a_whisper_after_lost_frames_brings_what_they_told_and_the_end_of_their_log() -> None:
+    faulty = FaultyStore(lambda: MemoryStore(Clock(), lease_ms=60_000))
+    async with FaultyBus(faulty, Clock()) as bus, bus.listen() as listener:
+        faulty.hold()
+        await bus.publish({"type": "machine.said"})
+        await bus.publish({"type": "machine.whispered"}, ephemeral=True)
+        await bus.flush()
+        await bus.log("main").close()
+        kinds = [(frame.ephemeral, frame.end) for frame in faulty.held]
+
+        faulty.release([kinds.index((True, False))])  # the others are lost
+
+        items = [item async for item in listener]
+    said = [item.envelope.type if isinstance(item, Delivery) else type(item) for item in items]
+    assert said == ["machine.said", "machine.whispered", Closed]
