@@ -79,8 +79,10 @@ def url(mode: Literal["memory", "redis"], namespace: str, request: pytest.Fixtur
 
 
 def pytest_configure() -> None:
-    """A shell that starts us in the background has SIGINT ignored, and programs inherit that: ours are to hear it."""
+    """A shell that starts us in the background has SIGINT ignored, and nohup SIGHUP; programs inherit that: ours hear both."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
