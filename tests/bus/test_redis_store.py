@@ -750,3 +750,18 @@ def test_a_large_publish_many_keeps_its_order_while_scripts_are_forgotten(server
 
     assert flushing.result() > 10
     assert all(order == list(range(order[0], order[0] + 1200)) for order in orders)
+
+
+def test_closing_ends_a_rest_on_a_server_that_hangs(start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server()
+    store = RedisStore(server.url, namespace, lease_ms=LEASE_MS)
+    store.open()
+    with ThreadPoolExecutor(1) as pool, server.client() as client:
+        resting = pool.submit(store.wait, ["q|h"], 5.0)
+        wait_until(lambda: client.info("clients")["blocked_clients"] == 1, "it to rest")
+        server.freeze()
+        store.close()
+
+        with pytest.raises(BusUnavailable):
+            resting.result(1)
+        server.thaw()

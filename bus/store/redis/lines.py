@@ -27,7 +27,8 @@ class Lines:
     """At most ``most`` connections, opened when first needed. Safe from any thread, and after a fork.
 
     ``resting`` lines are for commands that rest on the server. One that had died is not replaced: its repetition would rest
-    too, while the caller should know that what the first one took was lost on the way.
+    too, while the caller should know that what the first one took was lost on the way. And closing ends their rest: on a
+    server that hangs it would outlast whoever rests there.
     """
 
     def __init__(self, connect: Callable[[], Any], *, most: int, patience_s: float, resting: bool = False) -> None:
@@ -39,6 +40,7 @@ class Lines:
 
     def _start(self) -> None:
         self._idle: deque[Wire] = deque()
+        self._at_rest: set[Wire] = set()
         self._turns: SimpleQueue[None] = SimpleQueue()  # as a semaphore, but in C
         for _ in range(self._most):
             self._turns.put(None)
@@ -64,7 +66,7 @@ class Lines:
             closings = self._closings
             line, rested = self._take()
             try:
-                answers = line.ask(commands)
+                answers = self._rest(line, commands) if self._resting else line.ask(commands)
             except LostConnection as lost:
                 if not rested or self._resting:
                     raise
@@ -81,6 +83,13 @@ class Lines:
             return self._idle.pop(), True
         except IndexError:
             return Wire(self._connect(), resting=self._resting), False
+
+    def _rest(self, line: Wire, commands: Sequence[Command]) -> list[Any]:
+        self._at_rest.add(line)
+        try:
+            return line.ask(commands)
+        finally:
+            self._at_rest.discard(line)
 
     def _ask_again(self, commands: Sequence[Command], lost: LostConnection) -> tuple[Wire, list[Any]]:
         """Over a new line. What went over the lost one may have arrived: a refusal now does not say that it did not."""
@@ -109,8 +118,10 @@ class Lines:
         self._shut = False
 
     def close(self) -> None:
-        """Close the lines that rest; those in use are closed when they come back. Safe twice; usable afterwards."""
+        """Close the idle lines; those in use are closed when they come back. Safe twice; usable afterwards."""
         self._closings += 1
+        for line in tuple(self._at_rest):
+            line.cut()
         while self._idle:
             try:
                 line = self._idle.pop()

@@ -7,7 +7,9 @@ both directions, and a publish is one call.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -93,6 +95,13 @@ class Wire:
         except BaseException:
             self.close()
             raise
+
+    def cut(self) -> None:
+        """Have a wait of another thread's end now, as if the server had hung up. The socket stays that thread's to close."""
+        sock = self._connection._sock  # noqa: SLF001 - as above
+        if sock is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the plain one under TLS, which is in use
 
     def close(self) -> None:
         """Safe twice."""
