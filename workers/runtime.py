@@ -3,10 +3,12 @@
 ::
 
     boot:  bus -> teller -> event loop -> the bus's side on it -> lifespans, in order -> bindings -> lease -> stage -> work
-    stop:  quiet (take no more) -> work ends -> async work past the grace is cancelled -> lease (settle, hand back) -> lifespans, in reverse -> the bus's side
-           (connections closed, listeners ended) -> event loop (tasks cancelled) -> teller (has told it all) -> bus
+    stop:  quiet (take no more) -> work ends -> async work past the grace is cancelled -> lifespans, in reverse -> the bus's side
+           (connections closed, listeners ended) -> event loop (tasks cancelled) -> lease -> teller (has told it all) -> bus
+                                              beside these, from the first on: goodbye (settle, hand back)
 
-A boot that fails closes what had opened, in reverse. Every step of a stop has a deadline.
+A boot that fails closes what had opened, in reverse. Every step of a stop has a deadline. Lifespans do not wait for the
+goodbye: they close though the server hangs.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ __all__ = ["Runtime"]
 BOOT_S = 60.0
 STOP_S = 5.0
 CANCEL_S = 3.0
+SETTLE_S = 1.0
 
 log = logging.getLogger("callboard.workers")
 
@@ -85,26 +88,31 @@ class Runtime:
         self.quiet(broker)
         self._end_running(broker)
         self.stage.close()
-        broker.close()
-        resources, self._resources = self._resources, None
-        if resources is not None:
-            try:
-                self.loop.call(resources.close(), STOP_S)
-            except Exception:
-                log.exception("closing the worker's resources failed; going on")
+        broker.lease.end()
+        self._close_resources()
         self.loop.stop(STOP_S)
+        broker.close()
         if self._quiet_at is not None:
             self.teller.say(WorkerStopped, stop_ms=_ms_since(self._quiet_at))
             self._quiet_at = None
         self.teller.close()
         self._bus.rest()
 
+    def _close_resources(self) -> None:
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            try:
+                self.loop.call(resources.close(), STOP_S)
+            except Exception:
+                log.exception("closing the worker's resources failed; going on")
+
     def _end_running(self, broker: LaneBroker) -> None:
         """Past the grace, async handlers are cancelled, and settled (handed back), before the lease is given up."""
         if self._resources is None or not broker.lease.running():
             return
+        latest = time.monotonic() + CANCEL_S
         self.stage.cancel(CANCEL_S)
-        deadline = time.monotonic() + 1
+        deadline = min(latest, time.monotonic() + SETTLE_S)
         while broker.lease.running() and time.monotonic() < deadline:
             time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""The app of the signal matrix. ``FAULT_BOOT`` lets its boot hang, until it is cancelled."""
+"""The app of the signal matrix. Its resource is in a journal of its own; ``FAULT_BOOT`` lets it hang until it is cancelled."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ app = App(Bus(lease_s=float(os.environ["FAULT_LEASE_S"])))
 
 @app.lifespan
 async def boot() -> AsyncIterator[None]:
-    if os.environ.get("FAULT_BOOT"):
-        with Pen(JOURNAL.with_name("boot")).run("boot", ""):
+    with Pen(JOURNAL.with_name("resource")).run("resource", ""):
+        if os.environ.get("FAULT_BOOT"):
             await asyncio.Event().wait()
-    yield
+        yield
 
 
 @app.on(Stage, topics=f"{STAGE}:async", key="key", name=f"{STAGE}-async")

@@ -19,7 +19,7 @@ from tests import leaks
 from tests.faults import harness
 from tests.faults.harness import Fault, Finding
 from tests.faults.journal import Journal, Run
-from tests.faults.processes import Process
+from tests.faults.processes import Process, state_of
 from tests.faults.stage import STAGE, How, Stage
 from tests.faults.ways import WAYS, Way, end_strays, strays
 from tests.faults.world import World
@@ -30,6 +30,8 @@ __all__ = ["FAULTS", "QUICK", "main"]
 AFTER_GRACE_S = 9.0
 """What a stop may take beyond the grace, whatever hangs: 8 s are promised, and one is for a busy machine."""
 HANDED_ON_S = 1.0
+HUNG_S = 6.0
+"""A server that hangs may hold a stop up, but not to the watchdog's deadline."""
 LOST_S = 3.0
 """A lost lease is noticed so soon after its end."""
 
@@ -132,13 +134,14 @@ def tidy(run: Callable[[World], Finding]) -> Callable[[World], Finding]:
 def idle(way: Way, world: World) -> Finding:
     worker = way.start(world, 5)
     took_s = ended(worker, worker.signal(signal.SIGTERM), 5, None if way.name == "honcho" else (0,))
+    assert_closed(world, way)
     clear_away(world)
     return Finding("SIGTERM, idle", f"gone after {took_s:.1f} s", took_s)
 
 
 def booting(way: Way, world: World) -> Finding:
     worker = way.start(world, 5, wait=False, FAULT_BOOT="1")
-    boot = Journal(world.journal.path.with_name("boot"))
+    boot = Journal(world.journal.path.with_name("resource"))
     world.wait(boot.runs, "its boot to hang", 30)
     took_s = ended(worker, worker.signal(signal.SIGTERM), 8)
     assert all(run.failed for run in boot.runs()), "its finally ran"
@@ -163,6 +166,8 @@ def at_work(way: Way, caught: Caught, world: World, *, everybody: bool = False) 
     if caught.ends == "cancelled":
         cancelled_s = (world.journal.of(event_id)[0].ended_s or 0) - sent_s
         assert cancelled_s >= caught.grace_s - 0.1, f"it had {cancelled_s:.1f} s of its grace"
+    if caught.ends != "left":
+        assert_closed(world, way)
     clear_away(world, heir)
     return Finding(f"SIGTERM, {caught.how} handler", f"gone after {took_s:.1f} s, on after {waited_s:.2f} s", took_s)
 
@@ -197,21 +202,36 @@ def retrying(way: Way, world: World) -> Finding:
     return Finding("SIGTERM between two attempts", f"gone after {took_s:.1f} s, retried {late_s:.2f} s late", took_s)
 
 
-def away(way: Way, world: World, *, frozen: bool) -> Finding:
-    worker = way.start(world, ASYNC.grace_s)
-    event_id = ASYNC.publish(world)
-    begun(world, event_id)
+def away(way: Way, caught: Caught | None, world: World, *, frozen: bool) -> Finding:
+    """``caught`` is what it is in the midst of; ``None`` is nothing."""
+    worker = way.start(world, caught.grace_s if caught is not None else 5)
+    event_id = caught.publish(world) if caught is not None else ""
+    if caught is not None:
+        begun(world, event_id)
     strike(world)
     (world.server.freeze if frozen else world.server.kill)()
-    took_s = ended(worker, worker.signal(signal.SIGTERM), ASYNC.grace_s + AFTER_GRACE_S, (0, 1))
-    (run,) = world.journal.of(event_id)
-    assert run.failed, "its finally ran"
+    sent_s = worker.signal(signal.SIGTERM)
+    works_s = min(caught.grace_s, caught.takes_s) if caught is not None else 0
+    took_s = ended(worker, sent_s, works_s + HUNG_S)
+    runs = world.journal.of(event_id)
+    for run in runs:
+        assert run.failed if caught is not None and caught.ends == "cancelled" else run.done, "its finally ran"
+    assert_closed(world, way)
+    assert not frozen or state_of(world.server.pid) == "T", "it hung to the last"
     (world.server.thaw if frozen else world.server.start)()
     heir = heir_of(world)
-    passed_on(world, event_id, run, time.monotonic(), world.lease_s + LOST_S)
+    if caught is not None and caught.ends == "cancelled":
+        passed_on(world, event_id, runs[0], time.monotonic(), world.lease_s + LOST_S)
     clear_away(world, heir)
-    what = "frozen" if frozen else "gone"
-    return Finding(f"SIGTERM, server {what}", f"gone after {took_s:.1f} s, finally ran", took_s)
+    what = f"server {'frozen' if frozen else 'gone'}, {caught.how if caught is not None else 'no'} handler"
+    return Finding(f"SIGTERM, {what}", f"gone after {took_s:.1f} s, all closed", took_s)
+
+
+def assert_closed(world: World, way: Way) -> None:
+    """The resources of the worker that was started first have closed, in all of its processes."""
+    resources = Journal(world.journal.path.with_name("resource")).runs()[: way.processes]
+    assert len(resources) == way.processes
+    assert all(run.done for run in resources), "a resource did not close"
 
 
 def twice(way: Way, world: World) -> Finding:
@@ -276,6 +296,7 @@ CANCELLED = (
     "an async handler is cancelled at the grace's end, its finally runs, and its event goes on elsewhere at once"
 )
 FINISHED = "a handler may finish, and what waits behind it goes on elsewhere at once"
+UNHEARD = "a server that does not answer holds a stop up for seconds; all is closed, and the exit code is 0"
 C_CODE = "what C code holds is left at the deadline, and runs again when the lease ends"
 
 FAULTS = (
@@ -293,17 +314,10 @@ FAULTS = (
     *(row("released", way, C_CODE, at_work, RELEASED) for way in ("callboard", "processes")),
     *(row("held", way, C_CODE, at_work, HELD) for way in ("callboard", "processes")),
     row("retry", "callboard", "a retry keeps its time and its place, whoever makes it", retrying),
-    *(
-        row(
-            f"server-{'frozen' if frozen else 'gone'}",
-            way,
-            "a stop ends though the server does not answer",
-            away,
-            frozen=frozen,
-        )
-        for frozen in (False, True)
-        for way in ("callboard", "processes")
-    ),
+    *(row("server-gone", way, UNHEARD, away, ASYNC, frozen=False) for way in ("callboard", "processes", "embedded")),
+    *(row("server-frozen", way, UNHEARD, away, ASYNC, frozen=True) for way in ("callboard", "processes", "embedded")),
+    *(row("server-frozen-sync", way, UNHEARD, away, SYNC, frozen=True) for way in ("callboard", "embedded")),
+    *(row("server-frozen-idle", way, UNHEARD, away, None, frozen=True) for way in ("callboard", "embedded")),
     *(row("twice", way, "a second signal ends it at once", twice) for way in ("callboard", "processes", "dramatiq")),
     *(
         row("child-killed", way, "its events run again, and siblings go on", child_killed)
@@ -319,6 +333,7 @@ QUICK = (
     "sync/honcho",
     "held/callboard",
     "server-frozen/callboard",
+    "server-frozen/embedded",
     "twice/callboard",
     "child-killed/processes",
     "master-killed/processes",

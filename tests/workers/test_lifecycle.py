@@ -209,6 +209,40 @@ def test_a_handler_sees_that_the_worker_is_stopping(app: App, bus: Bus) -> None:
     assert seen == [False, True]
 
 
+def test_who_resists_its_cancelling_holds_up_no_others_hand_back(app: App, bus: Bus) -> None:
+    running, ended, release = set[str](), set[str](), threading.Event()
+
+    @app.on(Cue, key="agent_id", name="handler")
+    async def handler(event: Cue) -> None:
+        running.add(event.agent_id)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if event.agent_id == "stubborn":
+                await asyncio.to_thread(release.wait, 5)
+            ended.add(event.agent_id)
+
+    app.bind()
+    for who in ("stubborn", "willing"):
+        bus.publish_sync(Cue(agent_id=who))
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    wait_until(lambda: len(running) == 2, "both to run")
+    stopping = threading.Thread(target=worker.stop, kwargs={"timeout": 100})
+    stopping.start()
+    wait_until(lambda: "willing" in ended, "the willing one to be cancelled")
+
+    def take() -> list[Any]:
+        return list(bus.store.exchange("heir", (), [Take(1, "default", ("handler",), 10)]).taken)
+
+    (taken,) = wait_until(take, "its event to be had by others", timeout=1)
+    assert ended == {"willing"}
+    assert b"willing" in taken.body
+    release.set()
+    stopping.join(10)
+    bus.store.leave("heir")
+
+
 def test_a_handler_has_the_whole_grace_however_many_threads_are_idle(app: App, bus: Bus) -> None:
     threads = 8
     everybody, begun, release, ended = (

@@ -45,12 +45,10 @@ class Bell:
         books: Books,
         staff: Staff,
         due: threading.Event,
-        ending: threading.Event,
     ) -> None:
         self._books = books
         self._staff = staff
         self._due = due
-        self._ending = ending
         self._waiters: dict[str, Waiter] = {}
         self._rung: set[str] = set()
         self._awake_for: frozenset[str] = frozenset()
@@ -67,6 +65,11 @@ class Bell:
     def serves(self) -> list[str]:
         """What this process takes work for: ``queue|handler``. Under ``changed``."""
         return [f"{queue}|{handler}" for queue in self._waiters for handler in self._staff.handlers_of(queue)]
+
+    @property
+    def serves_anybody(self) -> bool:
+        """Whether there is a consumer, which takes settlements along."""
+        return bool(self._waiters)
 
     def clear(self) -> None:
         """No consumer is left. Under ``changed``."""
@@ -89,17 +92,17 @@ class Bell:
             self._rung.update(queues)
             self._books.changed.notify_all()
 
-    def listen(self) -> None:
+    def listen(self, ending: threading.Event) -> None:
         """Rest and ring, until the end."""
-        while not self._ending.is_set():
+        while not ending.is_set():
             try:
-                self._rest()
+                self._rest(ending)
             except Exception:
                 log.exception("the bell stumbled, and goes on")
-                self._ending.wait(RETRY_S)
+                ending.wait(RETRY_S)
                 self._ring_all()
 
-    def _rest(self) -> None:
+    def _rest(self, ending: threading.Event) -> None:
         """Rest on the wake-ups until one rings, and hand on what came of it."""
         books = self._books
         takes = self._wishes()
@@ -113,7 +116,7 @@ class Bell:
             self._hand_on(woken, takes, tried)
         except BusError:
             books.end(takes)
-            self._ending.wait(RETRY_S)
+            ending.wait(RETRY_S)
             self._ring_all()  # what was rung meanwhile rang for others, or for nobody
         finally:
             books.end(takes)  # however it ended: a ticket left open would keep what it took from going back

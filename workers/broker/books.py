@@ -147,6 +147,8 @@ class Books:
             self._held.clear()
             self._open.clear()
             self._at_work.clear()
+            self._settlements.clear()
+            self._uncertain.clear()
             self.rooms.clear()
             self.changed.notify_all()
 

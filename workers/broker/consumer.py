@@ -87,14 +87,14 @@ class LaneConsumer(Consumer):
                 self._settle(message.handed_back())
 
     def close(self) -> None:
-        """Hand back what was taken and not passed on, and settle all that waits."""
+        """Hand back what was taken and not passed on, and have all that waits settled."""
         self._lease.unserve(self._queue, self)
         self.requeue(self._buffer)
         self._buffer.clear()
         with self._lease.changed:
             self._rooms.leave(self._queue)
         try:
-            self._lease.exchange()
+            self._lease.flush()
         except BusUnavailable as error:
             log.warning("the last settlements of queue %r wait for the server: %s", self._queue, error)
 

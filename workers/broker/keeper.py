@@ -25,30 +25,33 @@ log = logging.getLogger("callboard.workers")
 class Keeper:
     """``keep`` is its thread's work."""
 
-    def __init__(self, books: Books, bell: Bell, lease_ms: int, due: threading.Event, ending: threading.Event) -> None:
+    def __init__(self, books: Books, bell: Bell, lease_ms: int, due: threading.Event) -> None:
         self.when_forgotten: Callable[[], None] | None = None
+        self.away = False
+        """Whether the store did not answer the last beat."""
         self._books = books
         self._bell = bell
         self._lease_ms = lease_ms
         self._due = due
-        self._ending = ending
-        self._away = False
         self._known = False
+        self._hushed = False
 
-    def keep(self) -> None:
+    def keep(self, ending: threading.Event) -> None:
         """Beat until the end; at once when ``due`` is set."""
-        self._away = self._known = False
-        while not self._ending.is_set():
+        self.away = self._known = self._hushed = False
+        worker = self._books.worker
+        while not ending.is_set():
             try:
-                beat = self._beat()
+                self._hush(worker)
+                beat = self._beat(worker)
             except BusError as error:
-                if not self._away:
+                if not self.away:
                     log.warning("the lease could not be renewed, trying on: %s", error)
-                self._away, rest_s = True, RETRY_S
+                self.away, rest_s = True, RETRY_S
             else:
-                if self._away:
+                if self.away:
                     log.info("the lease is renewed again")
-                self._away = False
+                self.away = False
                 self._tell(beat)
                 if beat.forgotten:
                     self._be_known_again()
@@ -57,18 +60,22 @@ class Keeper:
             self._due.wait(rest_s)
             self._due.clear()
 
-    def _beat(self) -> Beat:
+    def _hush(self, worker: str) -> None:
+        """Once the worker is quiet the bell must not swallow rings that are for others."""
+        if self._books.quiet and not self._hushed:
+            self._books.store().poke(f"@{worker}")
+            self._hushed = True
+
+    def _beat(self, worker: str) -> Beat:
         books = self._books
         with books.changed:
             books.abandon_the_gone()
             stuck = books.withdraw_the_stuck()
             ticket, unanswered, held = books.statement()
             serves = self._bell.serves()
-        if stuck:
+        if stuck or not self._bell.serves_anybody:  # no consumer takes settlements along
             books.exchange()
-        return books.store().beat(
-            books.worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered
-        )
+        return books.store().beat(worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered)
 
     def _tell(self, beat: Beat) -> None:
         if beat.recovered > beat.buried:

@@ -12,7 +12,8 @@ The lease belongs to the process, not to a consumer (Dramatiq closes and reopens
            ^                                  ──wait, take──> bell ──┐
            └────────────────── jobs, rings ──────────────────────────┘
 
-All three write into the same *books*.
+All three write into the same *books*. The keeper also says goodbye at the end: settles, hands the rest back, leaves. It has
+one deadline for all of that, so a server that hangs holds a stop up once; then the lease is left to run out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from workers.broker.staff import Staff
 
 __all__ = ["Lease"]
 
-END_S = 2.0
+GOODBYE_S = 2.0
+"""How long the end waits for the server, all in all,"""
+HASTY_S = 0.5
+"""and where it did not answer the last beat."""
 
 log = logging.getLogger("callboard.workers")
 
@@ -43,13 +47,14 @@ class Lease:
     """Make one for each process that works. ``start`` and ``close`` bear being called twice."""
 
     def __init__(self, store: Callable[[], Store], lease_ms: int, staff: Staff, concurrency: int) -> None:
-        self.worker = f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
+        self.worker = _name()
         self.books = Books(store, self.worker, staff, concurrency)
         self.changed = self.books.changed
         self._due = threading.Event()
         self._ending = threading.Event()
-        self._bell = Bell(self.books, staff, self._due, self._ending)
-        self._keeper = Keeper(self.books, self._bell, lease_ms, self._due, self._ending)
+        self._over_at = 0.0
+        self._bell = Bell(self.books, staff, self._due)
+        self._keeper = Keeper(self.books, self._bell, lease_ms, self._due)
         self._threads: tuple[threading.Thread, ...] = ()
 
     def __repr__(self) -> str:
@@ -67,12 +72,11 @@ class Lease:
             self._keeper.when_forgotten = when_forgotten
         if self._threads:
             return
-        self._ending.clear()
         self.books.quiet = False
-        self._threads = (
-            threading.Thread(target=self._bell.listen, name="callboard bell", daemon=True),
-            threading.Thread(target=self._keeper.keep, name="callboard keeper", daemon=True),
-        )
+        ending = self._ending = threading.Event()  # of its own: an earlier life's threads may hang on their server yet
+        bell = threading.Thread(target=self._bell.listen, args=(ending,), name="callboard bell", daemon=True)
+        keeper = threading.Thread(target=self._keep, args=(ending, bell), name="callboard keeper", daemon=True)
+        self._threads = (bell, keeper)
         for thread in self._threads:
             thread.start()
 
@@ -87,47 +91,69 @@ class Lease:
         return self.books.quiet
 
     def be_quiet(self) -> None:
-        """Take no more; what was taken may still be settled. Safe twice."""
+        """Take no more; what was taken may still be settled. Never blocks; safe twice."""
         with self.changed:
-            was_quiet, self.books.quiet = self.quiet, True
+            self.books.quiet = True
             self.changed.notify_all()
-        if not was_quiet:
-            self.refresh()  # the bell must not swallow rings that are for others now
+        self._due.set()  # the keeper sees to it that the bell swallows no rings that are for others now
 
-    def close(self) -> None:
-        """Settle what is waiting, hand the rest back and end the threads, each within a deadline. Safe twice.
+    def end(self) -> None:
+        """Begin to say goodbye: settle what is waiting, and hand the rest back. Never blocks; safe twice.
 
         A job whose handler still runs is not handed back, or two of its lane would run at once: its lease ends by itself.
         """
-        threads = self._threads
-        if not threads:
+        if self._threads and not self._ending.is_set():
+            self._over_at = time.monotonic() + (HASTY_S if self._keeper.away else GOODBYE_S)
+            self.books.quiet = True
+            self._ending.set()
+            self._due.set()
+
+    def close(self) -> None:
+        """Wait until goodbye is said, but no longer than is allowed since :meth:`end`. Safe twice."""
+        if not self._threads:
             return
-        self.books.quiet = True
-        self._ending.set()
-        self._due.set()
-        self.refresh()
-        deadline = time.monotonic() + END_S  # one for both: a server that hangs holds them up alike
-        for thread in threads:  # first: what they still take, or tell, is to be undone by what follows
-            thread.join(max(0.0, deadline - time.monotonic()))
-        try:
-            self.exchange()
-            if self._hand_back_all_but_running():
-                self.books.store().leave(self.worker)
-        except BusError as error:
-            log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
-        self._threads = ()
-        with self.changed:  # only now: a last beat that named nothing as held would hand back what still runs
+        self.end()
+        keeper = self._threads[-1]
+        keeper.join(max(0.0, self._over_at - time.monotonic()))
+        with self.changed:
+            if keeper.is_alive():
+                log.warning("the worker could not say goodbye in time; its jobs run again when its lease ends")
+            self._threads = ()
+            # Only now: a last beat that named nothing as held would hand back what still runs.
             self._bell.clear()
             self.books.clear()
+            # What a server that hangs has yet to hear of this life must not end the next one.
+            self.worker = self.books.worker = _name()
 
-    def _hand_back_all_but_running(self) -> bool:
-        """Whether nothing runs any more, so that leaving hands everything back."""
+    def _keep(self, ending: threading.Event, bell: threading.Thread) -> None:
+        """The keeper's thread."""
+        self._keeper.keep(ending)
+        try:
+            self._say_goodbye(bell)
+        except BusError as error:
+            if self._lives():
+                log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
+
+    def _say_goodbye(self, bell: threading.Thread) -> None:
+        worker = self.worker
+        if not self._lives():
+            return
+        self.books.store().poke(f"@{worker}")
+        bell.join(GOODBYE_S)  # first: what it still takes is to be undone by what follows
+        self.exchange()
         with self.changed:
+            if not self._lives():
+                return
             running = self.books.withdraw_the_rest()
         if running:
             log.warning("%d job(s) still run and are left behind; they run again when their lease ends", running)
             self.exchange()
-        return not running
+        else:
+            self.books.store().leave(worker)
+
+    def _lives(self) -> bool:
+        """Whether this thread is the keeper's still: nobody has lost patience with it."""
+        return threading.current_thread() in self._threads
 
     # -- taking and settling -------------------------------------------------------------------------------------------
 
@@ -152,6 +178,18 @@ class Lease:
     def settle(self, queue: str, settlement: Settlement) -> None:
         """As :meth:`Books.settle`."""
         self.books.settle(queue, settlement)
+        if not self._bell.serves_anybody:  # no consumer is left that would take it along
+            self._due.set()
+
+    def flush(self) -> None:
+        """Have what waits settled soon, though no consumer takes it along. Where nobody keeps the lease, this blocks for it.
+
+        Raises :class:`~bus.errors.BusUnavailable` then.
+        """
+        if self._threads:
+            self._due.set()
+        else:
+            self.exchange()
 
     def exchange(self, wishes: Sequence[Wish] = ()) -> Exchange:
         """As :meth:`Books.exchange`."""
@@ -191,3 +229,7 @@ class Lease:
             self.books.store().poke(f"@{self.worker}")
         except BusError:
             log.debug("the bell was not refreshed; it looks again by itself")
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
