@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 __all__ = [
@@ -91,7 +91,7 @@ class Settlement(NamedTuple):
 class Beat(NamedTuple):
     """What a heartbeat found: when the next delayed work is due (ms from now, ``None`` for never), and what it moved.
 
-    Of the recovered ones ``buried`` had lost too many leases and went to the dead letters. ``forgotten``: the store did not know the worker. It is the first beat, or the lease had run out, or the store has
+    Of the recovered ones the jobs ``buried`` had lost too many leases and went to the dead letters. ``forgotten``: the store did not know the worker. It is the first beat, or the lease had run out, or the store has
     lost its data, bindings included.
     """
 
@@ -99,7 +99,7 @@ class Beat(NamedTuple):
     recovered: int
     handed_back: int
     forgotten: bool
-    buried: int = 0
+    buried: Sequence[str] = ()
 
 
 class Count(NamedTuple):

@@ -6,7 +6,7 @@
 --       answers are on their way, 4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of
 --       all that it serves, then the jobs that it holds. What is several is separated by spaces
 -- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0, of the
---         recovered: how many were buried}
+--         recovered: those that were buried}
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
 local max_lost = tonumber(ARGV[4])
@@ -15,7 +15,7 @@ for ticket in string.gmatch(ARGV[3], '%d+') do
   if last_ticket then unanswered[tonumber(ticket)] = true else last_ticket, unanswered = tonumber(ticket), {} end
 end
 local now = now_ms()
-local recovered, buried = 0, 0
+local recovered, buried = 0, {}
 
 local function recover(job, record)
   local _, prio, queue, handler, key = unpack_held(record)
@@ -23,7 +23,7 @@ local function recover(job, record)
   any_lost = true
   if call('HINCRBY', P .. 'lost', job, 1) >= max_lost then
     bury(job, 'poison', prio, queue, handler, key, now)
-    buried = buried + 1
+    buried[#buried + 1] = job
   else
     put_back(prio, queue, handler, key, job)
   end
@@ -66,7 +66,7 @@ end
 if lease == 0 then
   strike_out(worker)
   ring_all()
-  return { -1, 0, #strays, 0, 0 }
+  return { -1, 0, #strays, 0, {} }
 end
 local forgotten = call('ZADD', P .. 'workers', now + lease, worker)
 call('HSET', P .. 'serves', worker, ARGV[6])

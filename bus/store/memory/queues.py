@@ -302,9 +302,9 @@ class Queues:
         self._apart.pop(worker, None)
         self.serving.pop(worker, None)
 
-    def recover(self, now_ms: int, max_lost: int) -> int:
-        """Take back what the workers held whose lease ran out. Returns how many jobs."""
-        recovered = 0
+    def recover(self, now_ms: int, max_lost: int) -> tuple[int, list[str]]:
+        """Take back what the workers held whose lease ran out. Returns how many jobs, and those of them that it buried."""
+        recovered, buried = 0, list[str]()
         for _, worker in sorted((ends_ms, worker) for worker, ends_ms in self._leases.items() if ends_ms <= now_ms):
             books = self._held.pop(worker, OrderedDict[str, _Held]())
             self._strike_out(worker)
@@ -313,9 +313,10 @@ class Queues:
                 self._lost[job] += 1
                 if self._lost[job] >= max_lost:
                     self._bury(job, "poison", record.address, now_ms)
+                    buried.append(job)
                 else:
                     self._put_back(record.address, job)
-        return recovered
+        return recovered, buried
 
     def promote(self, now_ms: int) -> int | None:
         """Move what is due to its lane. Returns in how many ms the next is due, ``None`` for never."""

@@ -227,9 +227,7 @@ class MemoryStore:
             forgotten = not self._queues.knows(worker)
             handed_back = self._queues.beat(worker, now + lease_ms, ticket, frozenset(held), frozenset(unanswered))
             self._queues.serving[worker] = frozenset(serves)
-            letters = self._queues.dead_count()
-            recovered = self._queues.recover(now, max_lost)
-            buried = self._queues.dead_count() - letters
+            recovered, buried = self._queues.recover(now, max_lost)
             next_due = self._queues.promote(now)
             self._queues.expire_letters(now - RETENTION_MS)
             self._queues.ring_again()

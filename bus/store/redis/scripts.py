@@ -260,8 +260,10 @@ def beat(
 ) -> Call[Beat]:
     """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
 
-    def found(answer: Sequence[int]) -> Beat:
-        return Beat(answer[0] if answer[0] >= 0 else None, answer[1], answer[2], bool(answer[3]), answer[4])
+    def found(answer: tuple[int, int, int, int, Sequence[bytes]]) -> Beat:
+        next_due_ms, recovered, handed_back, forgotten, buried = answer
+        gone = [job.decode() for job in buried]
+        return Beat(next_due_ms if next_due_ms >= 0 else None, recovered, handed_back, bool(forgotten), gone)
 
     tickets = " ".join(map(str, (ticket, *unanswered)))
     return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, " ".join(serves), *held), found)
