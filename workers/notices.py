@@ -28,9 +28,12 @@ and of an error its class alone.
 has added); ``waited_ms`` how long ago the event was published, by the publisher's clock and with any delay it was given,
 known for the first attempt.
 
+What is started ends once: it succeeded, failed (and was retried or is dead), or was handed back. Only a worker that dies tells
+no end. Jobs die unstarted as well: too old (``SkipMessage``), not to be read (``Undecodable``, with an empty ``event_id``), or
+``poison``, under which too many workers died: that is told by the worker that found it.
+
 Told is not settled: what a worker could not write because it had lost its lease was told all the same, and will happen
-again. A job that never reached a handler, since it could not be read or had killed its workers, is told of by nobody; the
-dead letters have it.
+again.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Runtime:
             self.loop.call(self._resources.open(), BOOT_S)
             self._bus.bind(bindings())
             # A server that comes back empty knows no bindings, and publishers would queue work for nobody.
-            broker.lease.start(when_forgotten=lambda: self._bus.bind(bindings()))
+            broker.lease.start(lambda: self._bus.bind(bindings()), broker.bury_poison)
             self.stage.open(broker, worker)
         except BaseException as error:
             self.stop(broker)

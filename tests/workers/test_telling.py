@@ -15,7 +15,7 @@ import pytest
 from dramatiq.middleware import Middleware, SkipMessage
 
 from bus import Bus, BusUnavailable, Delivery, Event, SyncListener
-from bus.store.base import Store
+from bus.store.base import Job, Route, Store, Take, Taken
 from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers.running import working
@@ -199,6 +199,53 @@ def test_what_is_too_old_is_dead_without_having_been_started(app: App) -> None:
     (dead,) = jobs(heard)
     assert isinstance(dead, JobDead)
     assert dead.error == "SkipMessage"
+
+
+def test_what_cannot_be_read_is_dead_without_having_been_started(app: App) -> None:
+    @dramatiq.actor(broker=app.broker)
+    def plain() -> None: ...
+
+    job = Job("unreadable", Route("default", "plain", 1), "", b"m{")
+    heard = run(app, lambda: app.bus.store.enqueue(job, 60_000))
+
+    (dead,) = jobs(heard)
+    assert isinstance(dead, JobDead)
+    assert (dead.handler, dead.queue, dead.event_id, dead.error) == ("plain", "default", "", "Undecodable")
+
+
+def test_what_nobody_knows_is_dead_without_having_been_started(app: App) -> None:
+    if app.bus.mode != "memory":
+        pytest.skip("on a server it waits for a worker that knows it")
+    app.broker.declare_queue("default")
+    message: dramatiq.Message[None] = dramatiq.Message("default", "nobody", (), {}, {})
+
+    heard = run(app, lambda: app.broker.enqueue(message))
+
+    (dead,) = jobs(heard)
+    assert isinstance(dead, JobDead)
+    assert (dead.handler, dead.event_id, dead.error) == ("nobody", message.message_id, "ActorNotFound")
+
+
+def test_what_has_killed_its_workers_is_told_by_the_one_that_finds_it(app: App) -> None:
+    store, handlers = app.bus.open_sync().store, ("deadly",)
+    app.broker.declare_queue("default")
+    message: dramatiq.Message[None] = dramatiq.Message("default", "deadly", (), {}, {})
+    store.enqueue(Job("deadly", Route("default", "deadly", 1), "", b"m" + message.encode()), 60_000)
+
+    def take(life: int) -> list[Taken]:
+        store.beat("sweeper", 60_000, 0, (), 99)
+        return store.exchange(f"doomed-{life}", (), [Take(1, "default", handlers, 1)]).taken
+
+    for life in range(5):
+        (taken,) = wait_until(lambda life=life: take(life), "it to be had")  # type: ignore[misc]
+        store.beat(f"doomed-{life}", 1, 1, (taken.job,), 99)
+    heard = run(app, lambda: wait_until(store.dead_count, "it to be buried"))
+    store.leave("sweeper")
+    app.bus.close_sync()
+
+    (dead,) = jobs(heard)
+    assert isinstance(dead, JobDead)
+    assert (dead.handler, dead.event_id, dead.attempt, dead.error) == ("deadly", message.message_id, 1, "poison")
 
 
 def test_what_a_middleware_skips(app: App) -> None:

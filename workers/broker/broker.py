@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
@@ -20,10 +20,10 @@ from dramatiq.errors import ConnectionClosed, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import MiddlewareError
 
 from bus import Bus, BusUnavailable, UnsafeServer
-from bus.store.base import Store
+from bus.store.base import Store, Taken
 from workers.broker.consumer import LaneConsumer
 from workers.broker.lease import Lease
-from workers.broker.message import LaneMessage, job_of
+from workers.broker.message import POISON, Buried, LaneMessage, job_of, open_job
 from workers.broker.staff import Staff
 from workers.broker.view import QueueView
 from workers.errors import BootFailed, InvalidHandler
@@ -75,13 +75,32 @@ class LaneBroker(Broker):
         """The last messages that went to the dead letters in this process, for tests; the store has all of them."""
         return [message for messages in self.dead_letters_by_queue.values() for message in messages]
 
-    def buried(self, message: LaneMessage) -> None:
+    def bury(self, message: LaneMessage) -> None:
         """Keep it in sight of tests, with its exception; a process that only works gathers none."""
+        self._tell_of(message.buried())
         if not self.owns_process:
             message.keep_exception = True
             letters = self.dead_letters_by_queue[message.queue_name]
             letters.append(message)
             del letters[: -self.letters_in_sight]
+
+    def bury_unread(self, taken: Taken, error: str) -> None:
+        """A job goes to the dead letters, and no message of this process ever was it."""
+        try:
+            self._tell_of(open_job(taken).buried()._replace(error=error))
+        except Exception:  # noqa: BLE001 - that may be why
+            self._tell_of(Buried(taken.route, "", 1, error))
+
+    def bury_poison(self, jobs: Sequence[str]) -> None:
+        """The sweep of this process has buried these. Blocks for two round trips each. Raises ``BusUnavailable``."""
+        for job in jobs:
+            dead = self.store.dead_letter(job)
+            if dead is not None:
+                self.bury_unread(Taken(job, 0, dead.route, dead.key, dead.body, dead.notes, dead.lost), POISON)
+
+    def _tell_of(self, buried: Buried) -> None:
+        """A signal of our own, for every death that this process brings about or finds: ``after_bury``."""
+        self.emit_after("bury", buried)
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 

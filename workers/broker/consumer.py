@@ -20,7 +20,7 @@ from bus import BusUnavailable
 from bus.store.base import Exchange, Settlement, Taken
 from workers.broker.books import GATHER
 from workers.broker.lease import Lease
-from workers.broker.message import LaneMessage, open_job, undecodable
+from workers.broker.message import UNDECODABLE, LaneMessage, open_job, undecodable
 from workers.broker.room import Room, Wish
 
 __all__ = ["LaneConsumer"]
@@ -37,8 +37,11 @@ class Declared(Protocol):
     def handlers_of(self, queue: str) -> tuple[str, ...]:
         """The handlers that this process serves on a queue."""
 
-    def buried(self, message: LaneMessage) -> None:
-        """A message of this process went to the dead letters."""
+    def bury(self, message: LaneMessage) -> None:
+        """A message of this process goes to the dead letters."""
+
+    def bury_unread(self, taken: Taken, error: str) -> None:
+        """So does a job that never was a message."""
 
 
 class LaneConsumer(Consumer):
@@ -76,8 +79,6 @@ class LaneConsumer(Consumer):
         self._end(message)
 
     def nack(self, message: MessageProxy) -> None:
-        if isinstance(message, LaneMessage):
-            self._broker.buried(message)  # before anybody can see that the job is finished
         self._end(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
@@ -123,7 +124,10 @@ class LaneConsumer(Consumer):
 
     def _end(self, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage) and not message.withdrawn:
-            self._settle(message.settlement())
+            settlement = message.settlement()
+            if settlement.verdict == "dead":
+                self._broker.bury(message)  # before anybody can see that the job is finished
+            self._settle(settlement)
 
     def _settle(self, settlement: Settlement) -> None:
         self._lease.settle(self._queue, settlement)
@@ -225,6 +229,7 @@ class LaneConsumer(Consumer):
             # Ours say what is wrong and quote nothing; of a surprise only the kind is known to be safe to tell.
             why = str(error) if type(error) is ValueError else f"reading it raised {type(error).__name__}"
             log.error("job %s cannot be read and goes to the dead letters: %s", one.job, why)
+            self._broker.bury_unread(one, UNDECODABLE)
             self._settle(undecodable(one, why))
             return None
 

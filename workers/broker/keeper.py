@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bus import BusError
 from bus.store.base import Beat
@@ -27,6 +27,7 @@ class Keeper:
 
     def __init__(self, books: Books, bell: Bell, lease_ms: int, due: threading.Event) -> None:
         self.when_forgotten: Callable[[], None] | None = None
+        self.when_buried: Callable[[Sequence[str]], None] | None = None
         self.away = False
         """Whether the store did not answer the last beat."""
         self._books = books
@@ -39,11 +40,10 @@ class Keeper:
     def keep(self, ending: threading.Event) -> None:
         """Beat until the end; at once when ``due`` is set."""
         self.away = self._known = self._hushed = False
-        worker = self._books.worker
         while not ending.is_set():
             try:
-                self._hush(worker)
-                beat = self._beat(worker)
+                self._hush()
+                beat = self._beat()
             except BusError as error:
                 if not self.away:
                     log.warning("the lease could not be renewed, trying on: %s", error)
@@ -60,13 +60,13 @@ class Keeper:
             self._due.wait(rest_s)
             self._due.clear()
 
-    def _hush(self, worker: str) -> None:
+    def _hush(self) -> None:
         """Once the worker is quiet the bell must not swallow rings that are for others."""
         if self._books.quiet and not self._hushed:
-            self._books.store().poke(f"@{worker}")
+            self._books.store().poke(f"@{self._books.worker}")
             self._hushed = True
 
-    def _beat(self, worker: str) -> Beat:
+    def _beat(self) -> Beat:
         books = self._books
         with books.changed:
             books.abandon_the_gone()
@@ -75,19 +75,26 @@ class Keeper:
             serves = self._bell.serves()
         if stuck or not self._bell.serves_anybody:  # no consumer takes settlements along
             books.exchange()
-        return books.store().beat(worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered)
+        return books.store().beat(
+            books.worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered
+        )
 
     def _tell(self, beat: Beat) -> None:
-        if beat.recovered > beat.buried:
-            again = beat.recovered - beat.buried
+        again = beat.recovered - len(beat.buried)
+        if again:
             log.warning("%d job(s) of workers whose leases ran out can be taken again", again)
         if beat.buried:
             log.error(
                 "%d job(s) under which %d workers died went to the dead letters: "
                 "'callboard dead list --error poison' shows them",
-                beat.buried,
+                len(beat.buried),
                 MAX_LOST,
             )
+            if self.when_buried is not None:
+                try:
+                    self.when_buried(beat.buried)
+                except BusError as error:
+                    log.debug("what was buried could not be looked at: %s", error)
 
     def _be_known_again(self) -> None:
         if self._known:

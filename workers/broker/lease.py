@@ -47,7 +47,7 @@ class Lease:
     """Make one for each process that works. ``start`` and ``close`` bear being called twice."""
 
     def __init__(self, store: Callable[[], Store], lease_ms: int, staff: Staff, concurrency: int) -> None:
-        self.worker = _name()
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
         self.books = Books(store, self.worker, staff, concurrency)
         self.changed = self.books.changed
         self._due = threading.Event()
@@ -62,18 +62,22 @@ class Lease:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def start(self, when_forgotten: Callable[[], None] | None = None) -> None:
+    def start(
+        self,
+        when_forgotten: Callable[[], None] | None = None,
+        when_buried: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
         """Start the keeper and the bell.
 
-        ``when_forgotten`` is called on the keeper's thread when the store no longer knew this worker: it may have lost the
-        bindings too.
+        Both are called on the keeper's thread: ``when_forgotten`` when the store no longer knew this worker (it may have
+        lost the bindings too), ``when_buried`` with the jobs that a sweep of this process has found to be poison.
         """
-        if when_forgotten is not None:
-            self._keeper.when_forgotten = when_forgotten
+        self._keeper.when_forgotten = when_forgotten or self._keeper.when_forgotten
+        self._keeper.when_buried = when_buried or self._keeper.when_buried
         if self._threads:
             return
         self.books.quiet = False
-        ending = self._ending = threading.Event()  # of its own: an earlier life's threads may hang on their server yet
+        ending = self._ending = threading.Event()  # of its own: its threads may hang there as well
         bell = threading.Thread(target=self._bell.listen, args=(ending,), name="callboard bell", daemon=True)
         keeper = threading.Thread(target=self._keep, args=(ending, bell), name="callboard keeper", daemon=True)
         self._threads = (bell, keeper)
@@ -122,8 +126,6 @@ class Lease:
             # Only now: a last beat that named nothing as held would hand back what still runs.
             self._bell.clear()
             self.books.clear()
-            # What a server that hangs has yet to hear of this life must not end the next one.
-            self.worker = self.books.worker = _name()
 
     def _keep(self, ending: threading.Event, bell: threading.Thread) -> None:
         """The keeper's thread."""
@@ -135,10 +137,9 @@ class Lease:
                 log.warning("the worker could not say goodbye; its jobs run again when its lease ends: %s", error)
 
     def _say_goodbye(self, bell: threading.Thread) -> None:
-        worker = self.worker
         if not self._lives():
             return
-        self.books.store().poke(f"@{worker}")
+        self.books.store().poke(f"@{self.worker}")
         bell.join(GOODBYE_S)  # first: what it still takes is to be undone by what follows
         self.exchange()
         with self.changed:
@@ -149,7 +150,7 @@ class Lease:
             log.warning("%d job(s) still run and are left behind; they run again when their lease ends", running)
             self.exchange()
         else:
-            self.books.store().leave(worker)
+            self.books.store().leave(self.worker)
 
     def _lives(self) -> bool:
         """Whether this thread is the keeper's still: nobody has lost patience with it."""
@@ -229,7 +230,3 @@ class Lease:
             self.books.store().poke(f"@{self.worker}")
         except BusError:
             log.debug("the bell was not refreshed; it looks again by itself")
-
-
-def _name() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"

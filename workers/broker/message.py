@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dramatiq import Message, MessageProxy
 from dramatiq.errors import DecodeError
@@ -13,7 +13,18 @@ from dramatiq.errors import DecodeError
 from bus import BusError, Envelope, codec
 from bus.store.base import Job, Route, Settlement, Taken, Verdict
 
-__all__ = ["EVENT", "MESSAGE", "LaneMessage", "Performing", "body_of", "open_job", "undecodable"]
+__all__ = [
+    "EVENT",
+    "MESSAGE",
+    "POISON",
+    "UNDECODABLE",
+    "Buried",
+    "LaneMessage",
+    "Performing",
+    "body_of",
+    "open_job",
+    "undecodable",
+]
 
 EVENT = b"e"
 MESSAGE = b"m"
@@ -25,6 +36,9 @@ KEPT_ATTEMPTS = 500
 KEPT_TEXT = 8_000
 UNJUDGED_RETRY_MS = 1_000
 MOST_UNJUDGED = 20
+UNDECODABLE = "Undecodable"
+POISON = "poison"
+"""What is told to be the error of jobs that cannot be read, and of those under which too many workers died."""
 
 
 class Performing(Protocol):
@@ -40,6 +54,15 @@ class Performing(Protocol):
 
     def interrupt(self, reason: BaseException) -> None:
         """Cancel the coroutine, from any thread; if it lets itself be cancelled, the outcome is ``reason``."""
+
+
+class Buried(NamedTuple):
+    """A job that goes to the dead letters: at which attempt, and of what. ``event_id`` is empty where it cannot be read."""
+
+    route: Route
+    event_id: str
+    attempt: int
+    error: str | None
 
 
 class LaneMessage(MessageProxy):
@@ -74,6 +97,11 @@ class LaneMessage(MessageProxy):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
+
+    def buried(self) -> Buried:
+        """What is told of its death."""
+        error = type(self._exception).__name__ if self._exception is not None else None
+        return Buried(self.taken.route, self.message_id, self.attempt, error)
 
     def clear_exception(self) -> None:
         """Forget the exception, unless it is kept for ``broker.join(fail_fast=True)``, which raises it in tests."""
@@ -194,7 +222,7 @@ def _plain_message(body: bytes, taken: Taken) -> Message[Any]:
 
 def undecodable(taken: Taken, why: str) -> Settlement:
     """The settlement of a job that cannot be read: to the dead letters, out of its neighbours' way."""
-    attempt = {"at_ms": int(time.time() * 1000), "error": "Undecodable", "message": why, "traceback": ""}
+    attempt = {"at_ms": int(time.time() * 1000), "error": UNDECODABLE, "message": why, "traceback": ""}
     return Settlement(taken.job, taken.ticket, "dead", notes=json.dumps({"attempts": [attempt]}).encode())
 
 

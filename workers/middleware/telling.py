@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from dramatiq import Broker, MessageProxy
-from dramatiq.middleware import Middleware, SkipMessage
+from dramatiq.middleware import Middleware
 
-from workers.broker.message import LaneMessage
+from workers.broker.message import Buried, LaneMessage
 from workers.middleware.retries import NotForUs
 from workers.notices import (
     JobDead,
@@ -51,6 +51,14 @@ class Telling(Middleware):
         if self._teller.listening and isinstance(message, LaneMessage) and not message.withdrawn:
             self._safely(self._skipped, message)
 
+    def after_bury(self, broker: Broker, buried: Buried) -> None:
+        """A signal of our broker's: also for what could not be read, and for what had killed its workers."""
+        if self._teller.listening:
+            route, event_id, attempt, error = buried
+            self._teller.say(
+                JobDead, handler=route.handler, queue=route.queue, event_id=event_id, attempt=attempt, error=error
+            )
+
     def _safely(self, tell: Callable[..., None], message: LaneMessage, *facts: Any) -> None:
         try:
             tell(message, *facts)
@@ -74,15 +82,11 @@ class Telling(Middleware):
         elif not message.failed:
             self._say(JobSucceeded, message, duration_ms=duration_ms)
             return
-        if message.failed:
-            self._say(JobDead, message, error=error)
-        elif message.retry_in_ms is not None and not isinstance(exception, NotForUs):
+        if message.retry_in_ms is not None and not isinstance(exception, NotForUs):
             self._say(JobRetried, message, retry_in_ms=message.retry_in_ms)
 
     def _skipped(self, message: LaneMessage) -> None:
-        if message.failed:
-            self._say(JobDead, message, error=SkipMessage.__name__)
-        else:
+        if not message.failed:
             self._say(JobSkipped, message)
 
     def _say(self, kind: type[JobNotice], message: LaneMessage, **facts: Any) -> None:
