@@ -13,9 +13,10 @@ import pytest
 from freezegun import freeze_time
 
 from bus import Bus, Event
-from bus.store.base import Take
+from bus.store.base import Job, Route, Take
 from tests.waiting import wait_until
 from workers import App, Context
+from workers.deadletters import DeadLetters
 from workers.errors import MemoryOnly
 from workers.kit import Kit
 from workers.testing import world
@@ -122,6 +123,21 @@ def test_ids_are_forgotten_and_leases_end_and_letters_go(callboard: Kit, callboa
     callboard.travel(weeks=1, milliseconds=1)
     callboard.drain_sync(raise_errors=False)  # a week of reminders is due, too
     assert bus.store.dead_count() == 0
+
+
+def test_attempts_are_dated_by_the_time_that_was_travelled_to(callboard: Kit, callboard_app: App) -> None:
+    bus = callboard_app.bus
+    callboard.travel(days=400)
+    before = datetime.fromtimestamp(bus.clock.now_ms() / 1000, UTC)
+
+    bus.publish_sync({"type": "time.refused"})
+    bus.store.enqueue(Job("unreadable", Route("default", "refuse", 1), "", b"?"), 60_000)
+    callboard.drain_sync(raise_errors=False)
+
+    letters = list(DeadLetters(bus).find())
+    assert {letter.error for letter in letters} == {"LookupError", "Undecodable"}
+    for letter in letters:
+        assert before <= letter.attempts[0].at <= before + timedelta(minutes=1)
 
 
 async def test_logs_forget_by_age_and_the_kit_remembers(callboard: Kit, callboard_app: App) -> None:

@@ -20,6 +20,7 @@ from dramatiq.errors import ConnectionClosed, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import MiddlewareError
 
 from bus import Bus, BusUnavailable, UnsafeServer
+from bus.clock import Clock
 from bus.store.base import Store, Taken
 from workers.broker.consumer import LaneConsumer
 from workers.broker.lease import Lease
@@ -66,6 +67,11 @@ class LaneBroker(Broker):
         return f"<{type(self).__name__} of {self.bus!r} with {len(self.actors)} actors on {len(self.queues)} queues>"
 
     @property
+    def clock(self) -> Clock:
+        """The bus's."""
+        return self.bus.clock
+
+    @property
     def store(self) -> Store:
         """The bus's store, reached."""
         return self.bus.store
@@ -87,7 +93,7 @@ class LaneBroker(Broker):
     def bury_unread(self, taken: Taken, error: str) -> None:
         """A job goes to the dead letters, and no message of this process ever was it."""
         try:
-            self._tell_of(open_job(taken).buried()._replace(error=error))
+            self._tell_of(open_job(taken, self.clock).buried()._replace(error=error))
         except Exception:  # noqa: BLE001 - that may be why
             self._tell_of(Buried(taken.route, "", 1, error))
 

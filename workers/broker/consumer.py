@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from dramatiq import Consumer, MessageProxy
 
 from bus import BusUnavailable
+from bus.clock import Clock
 from bus.store.base import Exchange, Settlement, Taken
 from workers.broker.books import GATHER
 from workers.broker.lease import Lease
@@ -33,6 +34,10 @@ log = logging.getLogger("callboard.workers")
 
 class Declared(Protocol):
     """What a consumer asks of its broker."""
+
+    @property
+    def clock(self) -> Clock:
+        """The bus's."""
 
     def handlers_of(self, queue: str) -> tuple[str, ...]:
         """The handlers that this process serves on a queue."""
@@ -224,13 +229,13 @@ class LaneConsumer(Consumer):
     def _opened(self, one: Taken) -> LaneMessage | None:
         """A job as a message, or ``None`` for one that cannot be read: that goes to the dead letters."""
         try:
-            return open_job(one)
+            return open_job(one, self._broker.clock)
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread and the other jobs go on
             # Ours say what is wrong and quote nothing; of a surprise only the kind is known to be safe to tell.
             why = str(error) if type(error) is ValueError else f"reading it raised {type(error).__name__}"
             log.error("job %s cannot be read and goes to the dead letters: %s", one.job, why)
             self._broker.bury_unread(one, UNDECODABLE)
-            self._settle(undecodable(one, why))
+            self._settle(undecodable(one, why, self._broker.clock.now_ms()))
             return None
 
     def _wait_for_server(self, error: BusUnavailable) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import traceback
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +10,7 @@ from dramatiq import Message, MessageProxy
 from dramatiq.errors import DecodeError
 
 from bus import BusError, Envelope, codec
+from bus.clock import Clock
 from bus.store.base import Job, Route, Settlement, Taken, Verdict
 
 __all__ = [
@@ -73,8 +73,11 @@ class LaneMessage(MessageProxy):
     fail, secrets included.
     """
 
-    def __init__(self, message: Message[Any], taken: Taken, envelope: Envelope | None, notes: dict[str, Any]) -> None:
+    def __init__(
+        self, message: Message[Any], taken: Taken, envelope: Envelope | None, notes: dict[str, Any], clock: Clock
+    ) -> None:
         super().__init__(message)
+        self._clock = clock
         self.taken = taken
         self.envelope = envelope
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
@@ -113,7 +116,7 @@ class LaneMessage(MessageProxy):
         trace = _trace(error)
         self.attempts.append(
             {
-                "at_ms": int(time.time() * 1000),
+                "at_ms": self._clock.now_ms(),
                 "error": type(error).__name__,
                 "message": _text(error)[:1000],
                 "traceback": trace[-KEPT_TEXT:],
@@ -179,8 +182,8 @@ def body_of(message: Message[Any]) -> bytes:
     return MESSAGE + message.encode()
 
 
-def open_job(taken: Taken) -> LaneMessage:
-    """Read a job. Raises ``ValueError`` for bytes that are none; the text names no content."""
+def open_job(taken: Taken, clock: Clock) -> LaneMessage:
+    """Read a job; ``clock`` dates its attempts. Raises ``ValueError`` for bytes that are none; the text names no content."""
     notes = json.loads(taken.notes) if taken.notes else {}
     options = {name: value for name, value in notes.get("options", {}).items() if name != "throws"}  # classes: no JSON
     kind, body = taken.body[:1], taken.body[1:]
@@ -199,9 +202,9 @@ def open_job(taken: Taken) -> LaneMessage:
             message_id=envelope.id,
             message_timestamp=envelope.time_ms,
         )
-        return LaneMessage(message, taken, envelope, notes)
+        return LaneMessage(message, taken, envelope, notes, clock)
     if kind == MESSAGE:
-        return LaneMessage(_plain_message(body, taken).copy(options=options), taken, None, notes)
+        return LaneMessage(_plain_message(body, taken).copy(options=options), taken, None, notes, clock)
     raise ValueError("the job's first byte names no known kind of work")
 
 
@@ -220,9 +223,9 @@ def _plain_message(body: bytes, taken: Taken) -> Message[Any]:
     return message
 
 
-def undecodable(taken: Taken, why: str) -> Settlement:
+def undecodable(taken: Taken, why: str, now_ms: int) -> Settlement:
     """The settlement of a job that cannot be read: to the dead letters, out of its neighbours' way."""
-    attempt = {"at_ms": int(time.time() * 1000), "error": UNDECODABLE, "message": why, "traceback": ""}
+    attempt = {"at_ms": now_ms, "error": UNDECODABLE, "message": why, "traceback": ""}
     return Settlement(taken.job, taken.ticket, "dead", notes=json.dumps({"attempts": [attempt]}).encode())
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from dramatiq import Message
 
 from bus import ids
+from bus.clock import Clock
 from bus.store.base import Settlement, Store, Take
 from workers.broker.message import open_job
 
@@ -23,6 +24,10 @@ class Declared(Protocol):
     @property
     def store(self) -> Store:
         """The bus's store, reached."""
+
+    @property
+    def clock(self) -> Clock:
+        """The bus's."""
 
     def handlers_of(self, queue: str) -> tuple[str, ...]:
         """The handlers that this process serves on a queue."""
@@ -89,7 +94,7 @@ class QueueView:
             return None
         try:
             for one in store.exchange(worker, [], [Take(1, self._name, handlers, 1)]).taken:
-                data: bytes = open_job(one).encode()
+                data: bytes = open_job(one, self._broker.clock).encode()
                 store.exchange(worker, [Settlement(one.job, one.ticket, "ack")], [])
                 return data
         finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +80,7 @@ class LaneRetries(Retries):
         retries = message.options.get("retries", 0)
         message.options["retries"] = retries + 1
         message.options["traceback"] = message.attempts[-1]["traceback"]
-        message.options["requeue_timestamp"] = int(time.time() * 1000)
+        message.options["requeue_timestamp"] = message.attempts[-1]["at_ms"]
         if self._again(message, options, retries, exception):
             message.retry_in_ms = self._delay_ms(message, options, retries, exception)
             message.holds_lane = options.get("order", "strict") == "strict"
