@@ -20,7 +20,7 @@ from typing import Any
 
 from dramatiq import Broker, Worker
 from dramatiq.errors import RateLimitExceeded, Retry
-from dramatiq.middleware import SkipMessage, TimeLimitExceeded
+from dramatiq.middleware import Shutdown, SkipMessage, TimeLimitExceeded
 from dramatiq.worker import has_results_middleware
 
 from workers.broker.message import LaneMessage
@@ -126,7 +126,7 @@ class Performance:
         elif error is not None:
             message.stuff_exception(error)
             if isinstance(self._reason, asyncio.CancelledError):
-                log.info("%s was cancelled: %s", message, self._reason)
+                log.info("%s was cancelled: %s", message, self._reason, exc_info=self._reason.__cause__)
             elif not isinstance(error, Retry | RateLimitExceeded) and not self._expected(error):
                 log.error("%s failed", message, exc_info=error)
             broker.emit_after("process_message", message, exception=error)
@@ -192,8 +192,19 @@ class Performance:
             timer.cancel()
         if task.cancelled():  # before its first step
             self._error = asyncio.CancelledError()
-        reason = self._reason
-        if isinstance(self._error, asyncio.CancelledError) and not isinstance(reason, asyncio.CancelledError | None):
-            reason.__cause__ = self._error  # it knows where the coroutine was
+        reason, error = self._reason, self._error
+        if reason is not None and error is not None and _comes_of(error, reason):
+            reason.__cause__ = error  # it knows where the coroutine was
             self._error = reason
         done(self)
+
+
+def _comes_of(error: BaseException, reason: BaseException) -> bool:
+    """Whether it ended so because it was interrupted, and the error is to be told as that.
+
+    At its worker's end that is whatever it raises: its cleaning up fails (a connection is closed already), or it makes
+    another error of the cancellation, and neither is a failed attempt.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return not isinstance(reason, asyncio.CancelledError)
+    return isinstance(reason, asyncio.CancelledError | Shutdown)
