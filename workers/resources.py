@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from bus import Bus
+from workers.errors import BootFailed
 
 __all__ = ["Lifespan", "Resources"]
 
@@ -58,12 +59,21 @@ class Resources:
         except BaseException as error:
             if opened.done():
                 raise
-            opened.set_exception(error)
+            opened.set_exception(_failure(error))
 
 
 async def _leave(resource: AbstractAsyncContextManager[None]) -> None:
     """Close one. Its own failure ends here: thrown into the outer ones it would keep them from closing."""
     try:
         await resource.__aexit__(None, None, None)
-    except Exception:
+    except (Exception, SystemExit, KeyboardInterrupt):
         log.exception("closing a resource failed; going on with the others")
+
+
+def _failure(error: BaseException) -> BaseException:
+    """What a failed boot is told: an exit (``sys.exit("no API key")``) would unwind whoever waits, without a word."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return BootFailed(f"a resource asked for an exit: {str(error) or type(error).__name__}").with_traceback(
+            error.__traceback__
+        )
+    return error

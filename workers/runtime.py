@@ -87,24 +87,21 @@ class Runtime:
         """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
         self.quiet(broker)
         self._end_running(broker)
-        self.stage.close()
+        _try("the stage", self.stage.close)
         broker.lease.end()
-        self._close_resources()
-        self.loop.stop(STOP_S)
-        broker.close()
+        _try("the worker's resources", self._close_resources)
+        _try("the event loop", lambda: self.loop.stop(STOP_S))
+        _try("the lease", broker.close)
         if self._quiet_at is not None:
             self.teller.say(WorkerStopped, stop_ms=_ms_since(self._quiet_at))
             self._quiet_at = None
-        self.teller.close()
-        self._bus.rest()
+        _try("the teller", self.teller.close)
+        _try("the bus", self._bus.rest)
 
     def _close_resources(self) -> None:
         resources, self._resources = self._resources, None
         if resources is not None:
-            try:
-                self.loop.call(resources.close(), STOP_S)
-            except Exception:
-                log.exception("closing the worker's resources failed; going on")
+            self.loop.call(resources.close(), STOP_S)
 
     def _end_running(self, broker: LaneBroker) -> None:
         """Past the grace, async handlers are cancelled, and settled (handed back), before the lease is given up."""
@@ -115,6 +112,13 @@ class Runtime:
         deadline = min(latest, time.monotonic() + SETTLE_S)
         while broker.lease.running() and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def _try(what: str, close: Callable[[], None]) -> None:
+    try:
+        close()
+    except Exception:
+        log.exception("closing %s failed; going on", what)
 
 
 def _ms_since(at: float) -> float:

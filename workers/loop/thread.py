@@ -1,9 +1,9 @@
 """The worker's event loop: one for each process, on a thread of its own.
 
-It is Dramatiq's own ``EventLoopThread``, so that an async actor may still be called from a thread, with three
+It is Dramatiq's own ``EventLoopThread``, so that an async actor may still be called from a thread, with four
 differences: the thread is a daemon (with a plain one, a boot that fails after it starts never exits), it ends by
-cancelling what is left, so that every ``finally`` runs, and where uvloop is installed (``callboard[uvloop]``) the loop
-is one of uvloop's.
+cancelling what is left, so that every ``finally`` runs, it does not end for one task that raises ``SystemExit`` (asyncio's
+way), and where uvloop is installed (``callboard[uvloop]``) the loop is one of uvloop's.
 """
 
 from __future__ import annotations
@@ -34,9 +34,29 @@ class _LoopThread(EventLoopThread):
         super().__init__(logging.getLogger("dramatiq.asyncio"))  # it tells of its start at INFO
         self.daemon = True
         self.name = "callboard loop"
+        self._ending = False
         if find_spec("uvloop") is not None:
             self.loop.close()
             self.loop = import_module("uvloop").new_event_loop()
+
+    def run(self) -> None:
+        """Run the loop until :meth:`end`, whoever else wants it to end: all handlers are on it."""
+        try:
+            while not self._ending:
+                try:
+                    self.loop.run_forever()
+                except (SystemExit, KeyboardInterrupt) as wish:
+                    log.error("a task on the event loop raised %s; the loop goes on", type(wish).__name__)
+                else:
+                    if not self._ending:
+                        log.error("somebody has stopped the worker's event loop; it goes on")
+        finally:
+            self.loop.close()
+
+    def end(self) -> None:
+        """Have it end. Never blocks; from any thread."""
+        self._ending = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
 
 class WorkerLoop:
@@ -98,7 +118,7 @@ class WorkerLoop:
             asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop).result(timeout_s + 1)
         except TimeoutError:
             log.error("a coroutine did not end within %.1f s of being cancelled and is left behind", timeout_s)
-        thread.loop.call_soon_threadsafe(thread.loop.stop)
+        thread.end()
         thread.join(timeout_s)
 
     def _running(self) -> _LoopThread:
