@@ -39,20 +39,22 @@ def serve(wishes: Wishes, tether: Tether | None) -> None:
     stop = Stop(wishes.grace_s, child=tether is not None)
     with ExitStack() as stack:
         try:
-            if tether is None:
-                # A child has its master for that.
-                guard = Guard(wishes.grace_s + AFTER_GRACE_S + GUARD_S)
-                stack.callback(guard.close)
-            else:
+            stop.heed()
+            stack.callback(_guard(wishes.grace_s, stop, child=tether is not None).close)
+            if tether is not None:
                 tether.watch()
             endpoint = _endpoint(wishes, stack) if tether is None else None
             _work(wishes, stop, tether, endpoint)
         except StoppedEarly:
             log.info("stopped while starting")
-    stop.over()
-    if stop.again:
+    if stop.over():
         command = Command("worker").with_options()
         os.execv(command[0], command)  # noqa: S606 - this very command
+
+
+def _guard(grace_s: float, stop: Stop, *, child: bool) -> Guard:
+    """A child's comes a little later than its master, who says why, and is for when that is dead."""
+    return Guard(grace_s + AFTER_GRACE_S + (2 if child else 1) * GUARD_S, stop.signals)
 
 
 def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint | None) -> None:

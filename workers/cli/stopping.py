@@ -24,6 +24,9 @@ SAME_SIGNAL_S = 0.5
 """Runners signal a process group and its members; what comes so soon is the same wish, not a second one."""
 
 
+ALL = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class StoppedEarly(BaseException):
     """A signal came before there was anything to drain; it unwinds the boot from wherever that is."""
 
@@ -42,11 +45,20 @@ class Stop:
         self._first_at: float | None = None
         self._booted = False
         self._asked = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self.signals = [signal.SIGTERM, signal.SIGINT]
+        """What makes it stop."""
+        for number in self.signals:
             signal.signal(number, self._on_signal)
         self._hangup = Hangup()
         if self._hangup.heeded:
             signal.signal(signal.SIGHUP, self._on_hangup)
+            if not child:
+                self.signals.append(signal.SIGHUP)
+        os.register_at_fork(after_in_child=_handle_no_more)
+
+    def heed(self) -> None:
+        """From now on a signal unwinds the boot: also one that came while this process began anew (see :meth:`over`)."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL)
 
     def booted(self) -> None:
         """From now on a signal is waited for instead of raised."""
@@ -56,11 +68,17 @@ class Stop:
         """Block until a signal has come."""
         self._asked.wait()
 
-    def over(self) -> None:
-        """All is closed, and the process is about to exit: a late signal must not change its exit code."""
-        if not self.again:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    def over(self) -> bool:
+        """All is closed. Whether to begin anew: then signals wait until there is somebody to heed them.
+
+        Otherwise the process is about to exit, and a late one must not change its exit code.
+        """
+        if self.again:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ALL)  # exec keeps it, and what is pending
+        if not self.again:  # a SIGTERM may have come just now
+            for number in ALL:
                 signal.signal(number, signal.SIG_IGN)
+        return self.again
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -91,6 +109,13 @@ class Stop:
     def _watch(self) -> None:
         time.sleep(self._grace_s + AFTER_GRACE_S)
         _leave("the stop is not done at its deadline: leaving; what was running runs again when the lease ends")
+
+
+def _handle_no_more() -> None:
+    """In a process that is forked from this one (multiprocessing does): what ends others is to end it."""
+    for number in ALL:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _leave(why: str) -> NoReturn:

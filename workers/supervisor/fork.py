@@ -11,9 +11,14 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any, NoReturn
 
+from workers.supervisor.guard import Guard
 from workers.supervisor.tether import Tether
 
 __all__ = ["names_of_forks", "run_fork"]
+
+
+GUARD_S = 3.0
+"""More than the master gives."""
 
 
 def names_of_forks(middleware: Iterable[Any]) -> list[str]:
@@ -24,6 +29,7 @@ def names_of_forks(middleware: Iterable[Any]) -> list[str]:
 def run_fork(where: str, tether: Tether) -> NoReturn:
     """Run it in this process. SIGTERM ends it through ``SystemExit``, as under Dramatiq: its ``finally`` blocks run."""
     signal.signal(signal.SIGTERM, _leave)
+    Guard(GUARD_S, [signal.SIGTERM])  # a live master kills what does not leave; this is for when it is dead
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tether.watch()
     module, _, name = where.partition(":")

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 __all__ = ["Guard"]
@@ -22,17 +23,18 @@ TEXT = "the process was stuck in C code and did not stop: killed; what was runni
 
 
 class Guard:
-    """Watches over this process for signals that have Python handlers. Made and closed on the main thread.
+    """Watches over this process for the signals that are to end it, once they have handlers. Made and closed on the main thread.
 
-    ``limit_s`` after the first of them this process is killed (SIGKILL), unless it ends, or runs another program, first.
+    ``limit_s`` after the first of ``signals`` this process is killed (SIGKILL), unless it ends, or runs another program,
+    first. Signals to processes that are forked from it do not count.
     """
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, signals: Iterable[signal.Signals]) -> None:
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this file
-                [sys.executable, "-ISs", __file__, str(os.getpid()), str(limit_s)],
+                [sys.executable, "-ISs", __file__, str(os.getpid()), str(limit_s), *map(str, map(int, signals))],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 process_group=0,  # a signal to our group is not for it
@@ -40,6 +42,7 @@ class Guard:
         finally:
             os.close(reading)
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._let_go)  # or its signals would be written into our pipe
 
     def close(self) -> None:
         """End it. Safe twice."""
@@ -49,11 +52,18 @@ class Guard:
             self._writing = -1
             self._process.wait()
 
+    def _let_go(self) -> None:
+        if self._writing >= 0:
+            signal.set_wakeup_fd(-1)
+            os.close(self._writing)
+            self._writing = -1
 
-def main(parent: int, limit_s: float) -> None:
-    """The guard's own program; its stdin ends with the parent."""
-    if not os.read(0, 1):
-        return
+
+def main(parent: int, limit_s: float, numbers: set[int]) -> None:
+    """The guard's own program; its stdin ends with the parent, and has the number of each signal that has a handler."""
+    while not numbers.intersection(heard := os.read(0, 64)):
+        if not heard:
+            return
     ends = time.monotonic() + limit_s
     while os.getppid() == parent and (left := ends - time.monotonic()) > 0:
         readable, _, _ = select.select([0], [], [], min(left, 0.2))
@@ -66,4 +76,4 @@ def main(parent: int, limit_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), set(map(int, sys.argv[3:])))
