@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from types import TracebackType
@@ -173,6 +174,7 @@ class Endpoint:
     def close(self) -> None:
         """Listen no more, and wait for requests that are being answered: seconds at most. Safe twice."""
         self._server.shutdown()
+        self._server.hang_up(REQUEST_S)
         self._server.server_close()
         self._thread.join()
 
@@ -197,7 +199,30 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        self._open: set[socket.socket] = set()
+        self._changed = threading.Condition()
         super().__init__(place, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """As its base, and remember who is there."""
+        with self._changed:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """As its base."""
+        with self._changed:
+            self._open.discard(request)
+            self._changed.notify_all()
+        super().shutdown_request(request)
+
+    def hang_up(self, patience_s: float) -> None:
+        """Wait for those who are there, and then no longer: one that sends a byte a second would never be done."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open, patience_s)
+            for request in self._open:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
 
     def server_bind(self) -> None:
         """Without HTTPServer's look for our name, which may wait for a name server."""

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,30 @@ def test_closing_waits_for_no_client_that_says_nothing() -> None:
 
     assert took_s < 5
     assert get(endpoint.port) == (0, {})
+
+
+def test_closing_waits_for_no_client_that_is_never_done() -> None:
+    endpoint = Endpoint("127.0.0.1", 0)
+    over = threading.Event()
+    with socket.create_connection(("127.0.0.1", endpoint.port)) as client:
+
+        def trickle() -> None:
+            with suppress(OSError):
+                while not over.wait(0.1):
+                    client.send(b"G")
+
+        trickling = threading.Thread(target=trickle)
+        trickling.start()
+        wait_until(lambda: threading.active_count() > 3, "the request's thread")
+        closing = threading.Thread(target=endpoint.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        closed = not closing.is_alive()
+        over.set()
+        trickling.join()
+    closing.join()
+
+    assert closed
 
 
 def test_a_master_is_ready_when_all_of_its_workers_are() -> None:
