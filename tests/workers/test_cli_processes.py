@@ -335,6 +335,22 @@ def test_a_reload_to_code_that_cannot_start_is_given_up_and_the_old_ones_go_on(
     assert master.errors.count("SyntaxError") == 1
 
 
+@pytest.mark.parametrize("kind", ["thread", "loop"])
+def test_what_runs_beside_workers_does_not_outlive_a_killed_master(
+    kind: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    stubborn = {
+        "thread": "import threading; threading.Thread(target=time.sleep, args=(60,)).start()",
+        "loop": "while True:\n        try: time.sleep(60)\n        except BaseException: pass",
+    }[kind]
+    write(tmp_path, APP + FORKS.replace("    try:", f"    {stubborn}\n    try:", 1))
+    with program(TWO, tmp_path, folder=tmp_path, env=env) as master:
+        wait_until(lambda: noted(env, "beside"), "the process beside them", 30)
+        (pid,) = noted(env, "beside")
+        master.process.kill()
+        wait_until(lambda: is_gone(pid), "the process beside them to be gone", 6)
+
+
 def test_what_middleware_runs_beside_workers_runs_once_and_is_started_again(
     bus: Bus, env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -375,6 +391,21 @@ import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=["another", "a stop"])
+def test_a_signal_while_it_begins_anew_is_heeded(
+    number: signal.Signals, bus: Bus, env: dict[str, str], tmp_path: Path
+) -> None:
+    write(tmp_path)
+    with program(WORKER, tmp_path, folder=tmp_path, env=env) as worker:
+        worker.wait_for("ready")
+        worker.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: worker.errors.rstrip().endswith("stopped"), "it to begin anew", 10)
+        if number == signal.SIGHUP:
+            worker.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: worker.errors.count("ready: redis") >= 2, "it to work again", 20)
+        assert worker.end() == 0
 
 
 @pytest.mark.parametrize("command", [WORKER, TWO], ids=["alone", "master"])

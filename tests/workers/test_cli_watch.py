@@ -91,6 +91,23 @@ def test_an_app_that_is_broken_at_the_start_is_tried_again_with_the_next_change(
     assert worker.errors.count("SyntaxError") == 1  # it is not tried again and again
 
 
+@pytest.mark.parametrize("at_first", [True, False], ids=["at the start", "later"])
+def test_code_that_hangs_while_it_is_imported_is_overtaken_by_the_next_change(
+    bus: Bus, env: dict[str, str], tmp_path: Path, *, at_first: bool
+) -> None:
+    hanging = "import time\nprint('hangs', flush=True)\nwhile True: time.sleep(0.05)\n"
+    write(tmp_path, hanging if at_first else 1)
+    with program(WATCH, tmp_path, folder=tmp_path, env=env) as worker:
+        if not at_first:
+            wait_for_version(worker, bus, 1)
+            write(tmp_path, hanging)
+        wait_until(lambda: "hangs" in worker.lines, "it to hang", 20)
+        write(tmp_path, 22)
+        wait_for_version(worker, bus, 22)
+
+        assert worker.end() == 0
+
+
 def test_only_python_files_of_the_watched_folders_count(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:
     write(tmp_path, 1)
     for folder in ("src", "other"):

@@ -155,6 +155,9 @@ class Supervisor:
                 return
             self._generation += 1
             log.info("reloading: a fresh process for each worker, one after another")
+            for child in self._alive():
+                if not child.ready and child not in self._retired:  # it boots with older code, and may hang in it
+                    child.drain(self._limit_s)
 
     def _on_stop(self) -> None:
         now = time.monotonic()
@@ -265,6 +268,8 @@ class Supervisor:
                 self._exit_code = self._exit_code or EXIT_FAILURE
         elif slot in self._forks:
             self._fork_gone(slot, child, code)
+        elif child.leaving and not child.ready:
+            log.info("worker %d (pid %d) had begun with older code", slot.number, child.pid)
         elif role == "old":
             if code:
                 log.warning("worker %d (pid %d) %s while it drained", slot.number, child.pid, _how(code))
