@@ -243,6 +243,32 @@ def test_who_resists_its_cancelling_holds_up_no_others_hand_back(app: App, bus: 
     bus.store.leave("heir")
 
 
+def test_async_work_is_cancelled_when_the_grace_ends_and_not_when_the_consumers_wake(app: App, bus: Bus) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    ended_at = 0.0
+
+    @app.on(Cue)
+    async def handler(event: Cue) -> None:
+        nonlocal ended_at
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended_at = time.monotonic()
+            ended.set()
+
+    app.bind()
+    worker = dramatiq.Worker(app.broker, worker_timeout=2_900, worker_threads=1)
+    worker.start()
+    bus.publish_sync(Cue())
+    assert begun.wait(5)
+    began = time.monotonic()
+    worker.stop(timeout=1_500)
+
+    assert ended.is_set()
+    assert 1.5 <= ended_at - began < 2.2
+
+
 def test_a_handler_has_the_whole_grace_however_many_threads_are_idle(app: App, bus: Bus) -> None:
     threads = 8
     everybody, begun, release, ended = (

@@ -28,6 +28,8 @@ __all__ = ["LaneConsumer"]
 
 GATHER_S = 0.005
 """How long settlements wait for company."""
+ENDING_S = 0.1
+"""How often it comes back to its thread once the worker is quiet: that is how it hears of its end."""
 
 log = logging.getLogger("callboard.workers")
 
@@ -172,6 +174,8 @@ class LaneConsumer(Consumer):
                 if lease.unsettled >= GATHER:
                     return True
                 now = time.monotonic()
+                if lease.quiet:
+                    deadline = min(deadline, now + ENDING_S)
                 if wants or lease.unsettled:
                     gathering_until = gathering_until or now + GATHER_S
                     if now >= gathering_until or any(wish.urgent for wish in wants):
