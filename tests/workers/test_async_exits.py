@@ -82,7 +82,7 @@ def test_the_loop_goes_on(
 def test_a_resource_that_exits_fails_the_boot_with_its_message(app: App) -> None:
     @app.lifespan
     async def resource() -> AsyncIterator[None]:
-        if app.broker:
+        if app.bus.mode:
             sys.exit("no API key")
         yield
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from bus import Bus
 from tests.waiting import wait_until
-from tests.workers.commands import CALLBOARD, program
+from tests.workers.commands import CALLBOARD, ROOT, program
 from tests.workers.running import run_program, start_program
 
 # Guarded for SIGTERM, with half a second; then it does something to itself, and ends after two seconds, if it may.
@@ -91,3 +94,54 @@ def test_processes_that_a_handler_forks_can_be_terminated(
 
         assert worker.lines == [f"ended with {-signal.SIGTERM}"]
         assert worker.end() == 0
+
+
+IDLE = """
+from bus import Bus
+from workers import App
+
+app = App(Bus())
+
+@app.on("job", name="work")
+def work(event): ...
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "master"])
+def test_a_log_that_nobody_reads_keeps_nothing_from_ending(
+    options: tuple[str, ...], bus: Bus, namespace: str, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(IDLE)
+    reading, writing = os.pipe()
+    fill(writing)
+    worker = subprocess.Popen(
+        [*CALLBOARD, "worker", "shop:app", *options],
+        cwd=tmp_path,
+        env={**os.environ, "BUS_URL": redis_url, "BUS_NAMESPACE": namespace, "PYTHONPATH": str(ROOT)},
+        stderr=writing,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: len(serving(bus)) == max(1, len(options)), "it to work", 30)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+    finally:
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        os.close(reading)
+        os.close(writing)
+
+
+def serving(bus: Bus) -> Collection[str]:
+    bus.usable()
+    return bus.store.census().serving
+
+
+def fill(pipe: int) -> None:
+    """Leave no room in a pipe."""
+    os.set_blocking(pipe, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"x")
+    os.set_blocking(pipe, True)

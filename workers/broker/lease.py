@@ -118,7 +118,8 @@ class Lease:
             return
         self.end()
         keeper = self._threads[-1]
-        keeper.join(max(0.0, self._over_at - time.monotonic()))
+        if keeper.is_alive():  # a signal may have ended the boot before it was started
+            keeper.join(max(0.0, self._over_at - time.monotonic()))
         with self.changed:
             if keeper.is_alive():
                 log.warning("the worker could not say goodbye in time; its jobs run again when its lease ends")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -54,7 +55,7 @@ class Stop:
             signal.signal(signal.SIGHUP, self._on_hangup)
             if not child:
                 self.signals.append(signal.SIGHUP)
-        os.register_at_fork(after_in_child=_handle_no_more)
+        _leave_forks_alone()
 
     def heed(self) -> None:
         """From now on a signal unwinds the boot: also one that came while this process began anew (see :meth:`over`)."""
@@ -111,15 +112,28 @@ class Stop:
         _leave("the stop is not done at its deadline: leaving; what was running runs again when the lease ends")
 
 
-def _handle_no_more() -> None:
-    """In a process that is forked from this one (multiprocessing does): what ends others is to end it."""
-    for number in ALL:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            signal.signal(number, signal.SIG_DFL)
+def _leave_forks_alone() -> None:
+    """What ends other processes is to end those that are forked from this one (multiprocessing does), from the first on."""
+    masks: list[set[signal.Signals | int]] = []  # forks take turns
+
+    def before() -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ALL))
+
+    def in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    def in_child() -> None:
+        for number in ALL:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                signal.signal(number, signal.SIG_DFL)
+        in_parent()
+
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
 def _leave(why: str) -> NoReturn:
     """Exit without asking anybody, from any thread or signal handler: so no logging, whose lock may be taken."""
     with suppress(OSError, ValueError):  # nobody reads it any more
-        os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
+        if select.select([], [sys.stderr], [], 0)[1]:  # or whoever does has stopped, and the pipe is full
+            os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
     os._exit(FAILURE)

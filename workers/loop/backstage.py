@@ -28,11 +28,10 @@ class Backstage:
     def start(self) -> None:
         """Start the threads."""
         if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._work, name=f"callboard hooks {n}", daemon=True) for n in range(THREADS)
-            ]
-            for thread in self._threads:
+            for n in range(THREADS):  # one by one: a signal may end the boot in their midst
+                thread = threading.Thread(target=self._work, name=f"callboard hooks {n}", daemon=True)
                 thread.start()
+                self._threads.append(thread)
 
     def submit(self, act: Callable[[], None]) -> None:
         """Have a thread do something, in the order of submission. Never blocks."""
