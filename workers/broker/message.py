@@ -78,7 +78,7 @@ class LaneMessage(MessageProxy):
     ) -> None:
         super().__init__(message)
         self._clock = clock
-        self.taken = taken
+        self.taken = taken._replace(body=b"", notes=b"")  # both have been read, and thousands of messages may wait
         self.envelope = envelope
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
         self._before: list[dict[str, Any]] = notes.get("before", [])

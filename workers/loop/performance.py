@@ -34,8 +34,10 @@ class Performance:
     """Used by one thread at a time; :meth:`interrupt` alone is for everybody."""
 
     __slots__ = (
+        "_began_at",
         "_broker",
         "_context",
+        "_done",
         "_error",
         "_function",
         "_over",
@@ -43,6 +45,7 @@ class Performance:
         "_result",
         "_soon",
         "_task",
+        "_timer",
         "limit_s",
         "message",
         "ran_s",
@@ -68,6 +71,7 @@ class Performance:
         self._soon = soon
         self._context = Context()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._reason: BaseException | None = None
         self._result: Any = None
         self._error: BaseException | None = None
@@ -154,12 +158,11 @@ class Performance:
             self._error = self._reason
             done(self)
             return
-        # uvloop's own time stands still within a turn
-        began_at, timer = time.monotonic(), None
+        self._done, self._began_at = done, time.monotonic()  # uvloop's own time stands still within a turn
         if self.limit_s < float("inf"):
-            timer = loop.call_later(self.limit_s, self._interrupt, TimeLimitExceeded())
+            self._timer = loop.call_later(self.limit_s, self._interrupt, TimeLimitExceeded())
         self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
-        self._task.add_done_callback(lambda task: self._end(task, time.monotonic() - began_at, timer, done))
+        self._task.add_done_callback(self._end)
 
     async def _act(self) -> None:
         try:
@@ -180,23 +183,18 @@ class Performance:
         if self._task is not None:
             self._task.cancel()
 
-    def _end(
-        self,
-        task: asyncio.Task[None],
-        ran_s: float,
-        timer: asyncio.TimerHandle | None,
-        done: Callable[[Performance], None],
-    ) -> None:
-        self.ran_s = ran_s
-        if timer is not None:
-            timer.cancel()
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self.ran_s = time.monotonic() - self._began_at
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if task.cancelled():  # before its first step
             self._error = asyncio.CancelledError()
         reason, error = self._reason, self._error
         if reason is not None and error is not None and _comes_of(error, reason):
             reason.__cause__ = error  # it knows where the coroutine was
             self._error = reason
-        done(self)
+        self._done(self)
 
 
 def _comes_of(error: BaseException, reason: BaseException) -> bool:
