@@ -23,12 +23,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from pydantic_core import to_json
+
 from bus import Bus, BusError, codec, ids
+from bus.envelope import rfc3339
 from bus.store.base import Announced, Whisper
 from bus.topics import WORKER
 from workers.notices import Notice
 
-__all__ = ["Teller"]
+__all__ = ["Form", "Teller"]
 
 WINDOW_S = 0.05
 DEAF_S = 1.0
@@ -146,20 +149,43 @@ class Teller:
         for said in batch:
             try:
                 yield self._whisper(said)
-            except BusError as error:  # a message's id may be any text; what cannot travel costs the others nothing
-                log.debug("a notice of this worker is lost: %s", error)
+            except ValueError as error:  # a message's id may be any text; what cannot travel costs the others nothing
+                log.debug("a notice of this worker is lost: %s", type(error).__name__)
 
     def _whisper(self, said: _Said) -> Whisper:
-        topic = _topic(self._worker, said.fields.get("handler", ""))
-        written = codec.write(
-            said.kind.model_construct(worker=self._worker, **said.fields),
-            id=None,
-            source=f"/{self._bus.namespace}",
-            now_ms=said.at_ms,
-            topics=(topic,),
-            key=None,
-        )
-        return Whisper(topic, written.body)
+        form = _form(said.kind, f"/{self._bus.namespace}", _topic(self._worker, said.fields.get("handler", "")))
+        return Whisper(form.topic, form.filled(said.at_ms, {"worker": self._worker, **said.fields}))
+
+
+class Form:
+    """The wire form of one kind of notice on one topic. Only ids, times and data differ, so the rest is encoded once.
+
+    Encoding each anew cost four times as much, and a handler that does nothing a third of its speed.
+    """
+
+    __slots__ = ("_after_id", "_after_time", "_before_id", "topic")
+
+    def __init__(self, kind: type[Notice], source: str, topic: str) -> None:
+        self.topic = topic
+        empty = kind.model_construct(worker="")
+        body = codec.write(empty, id=_SOME_ID, source=source, now_ms=0, topics=(topic,), key=None).body
+        self._before_id, body = _cut(body, _SOME_ID)
+        self._after_id, body = _cut(body, rfc3339(0))
+        self._after_time = body[: body.rindex(b'"data":') + len(b'"data":')]  # the last on the wire
+
+    def filled(self, at_ms: int, data: dict[str, Any]) -> bytes:
+        """A notice. Raises ``ValueError`` for what is no JSON."""
+        id_, time = ids.uuid7(at_ms).encode(), rfc3339(at_ms).encode()
+        return b"".join((self._before_id, id_, self._after_id, time, self._after_time, to_json(data), b"}"))
+
+
+_SOME_ID = "00000000-0000-7000-8000-000000000000"
+_form = lru_cache(maxsize=4096)(Form)
+
+
+def _cut(body: bytes, at: str) -> tuple[bytes, bytes]:
+    before, _, after = body.partition(at.encode())
+    return before, after
 
 
 @lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ import dramatiq
 import pytest
 from dramatiq.middleware import Middleware, SkipMessage
 
-from bus import Bus, BusUnavailable, Delivery, Event, SyncListener
+from bus import Bus, BusUnavailable, Delivery, Event, SyncListener, codec
 from bus.store.base import Job, Route, Store, Take, Taken
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -35,8 +35,21 @@ from workers.notices import (
     WorkerQuiet,
     WorkerStopped,
 )
+from workers.teller import Form
 
 SECRET = "hunter2"
+KINDS = [
+    WorkerBooted,
+    WorkerQuiet,
+    WorkerStopped,
+    JobStarted,
+    JobSucceeded,
+    JobFailed,
+    JobRetried,
+    JobDead,
+    JobHandedBack,
+    JobSkipped,
+]
 QUICK: dict[str, Any] = {"min_backoff": 2, "max_backoff": 10}
 
 
@@ -306,6 +319,22 @@ def test_a_worker_that_starts_anew_tells_anew(app: App) -> None:
 
 
 # What listeners choose.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_told_is_encoded_as_events_are(kind: type[Notice]) -> None:
+    values = {"str": 'a "word"', "int": 7, "float": 1.5, "int | None": None, "str | None": None}
+    fields: dict[str, Any] = {name: values[str(each)] for name, each in kind.__annotations__.items()}
+    if issubclass(kind, JobNotice):
+        fields = {"handler": "shop.handler", "queue": "default", "event_id": "é1", "attempt": 2, **fields}
+
+    told = Form(kind, "/shop", "$worker:w1:shop.handler").filled(1_900_000_000_123, {"worker": "w1", **fields})
+
+    envelope = codec.decode(told)
+    assert codec.read(envelope) == kind(worker="w1", **fields)
+    assert codec.encode(envelope) == told
+    assert (envelope.source, envelope.topics) == ("/shop", ("$worker:w1:shop.handler",))
+    assert envelope.time_ms == 1_900_000_000_123
 
 
 def test_one_worker_one_handler_or_all(app: App) -> None:

@@ -160,7 +160,7 @@ class Performance:
             return
         self._done, self._began_at = done, time.monotonic()  # uvloop's own time stands still within a turn
         if self.limit_s < float("inf"):
-            self._timer = loop.call_later(self.limit_s, self._interrupt, TimeLimitExceeded())
+            self._timer = loop.call_later(self.limit_s, self._time_over)
         self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
         self._task.add_done_callback(self._end)
 
@@ -176,6 +176,9 @@ class Performance:
             self._soon(self._interrupt, reason)
         except RuntimeError:
             log.debug("%s cannot be interrupted: the event loop is closed", self.message)
+
+    def _time_over(self) -> None:
+        self._interrupt(TimeLimitExceeded())
 
     def _interrupt(self, reason: BaseException) -> None:
         if self._reason is None:
