@@ -167,7 +167,8 @@ class App:
         event = _read(envelope)
         attempt = job.attempt if job is not None else 1
         steps = StepLedger(self.bus, job.taken.job if job is not None else None)
-        ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps)
+        off_loop = self._runtime.stage.backstage.run
+        ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps, off_loop)
         return ctx, (event, ctx) if handler.wants_context else (event,)
 
 

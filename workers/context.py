@@ -17,6 +17,10 @@ __all__ = ["Context", "Progress"]
 log = logging.getLogger("callboard.workers")
 
 
+OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Has a thread do something that blocks for a moment."""
+
+
 class Progress(Event, type="$handler.progress", version=1):
     """What :meth:`Context.progress` tells the live listeners: which handler, on which event, what it said."""
 
@@ -33,7 +37,7 @@ class Context:
     (``causationid``: this event; ``correlationid``: the first of the chain).
     """
 
-    __slots__ = ("_latest", "_steps", "_stopping", "_told", "attempt", "bus", "envelope", "handler")
+    __slots__ = ("_latest", "_off_loop", "_steps", "_stopping", "_told", "attempt", "bus", "envelope", "handler")
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Context:
         attempt: int,
         stopping: Callable[[], bool],
         steps: StepLedger | None = None,
+        off_loop: OffLoop = asyncio.to_thread,
     ) -> None:
         self.bus = bus
         self.envelope = envelope
@@ -50,6 +55,7 @@ class Context:
         self.attempt = attempt
         self._stopping = stopping
         self._steps = steps or StepLedger(bus, None)
+        self._off_loop = off_loop
         self._latest: asyncio.Task[None] | None = None
         self._told = False
 
@@ -105,13 +111,13 @@ class Context:
 
         Raises :class:`~workers.errors.InvalidStep`, and :class:`~bus.errors.BusUnavailable` where it cannot be kept.
         """
-        known = await asyncio.to_thread(self._steps.recall, step)
+        known = await self._off_loop(lambda: self._steps.recall(step))
         if known is not None:
             return known[0]
         value = fn()
         if inspect.isawaitable(value):
             value = await value
-        return await asyncio.to_thread(self._steps.record, step, value)
+        return await self._off_loop(lambda: self._steps.record(step, value))
 
     def once_sync(self, step: str, fn: Callable[[], Any]) -> Any:
         """As :meth:`once`, for a handler on a thread. Takes a round trip, or two the first time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from freezegun import freeze_time
 
 from bus import Bus, Event
 from bus.envelope import Envelope
+from tests.waiting import wait_until
 from tests.workers.running import working
 from workers import App, Context, InvalidStep
 from workers.deadletters import DeadLetters
@@ -175,3 +177,28 @@ def test_memory_forgets_the_steps_of_a_finished_job_in_an_hour(namespace: str) -
         clock.tick(2)
         assert store.recall(jobs[0], "pay") is None
     app.bus.close_sync()
+
+
+def test_steps_do_not_wait_for_the_threads_that_an_app_keeps_busy(app: App) -> None:
+    release = threading.Event()
+    blocked: list[int] = []
+    given: list[Any] = []
+
+    def block() -> None:
+        blocked.append(1)
+        release.wait(10)
+
+    @app.on(Charged)
+    async def handler(event: Charged, ctx: Context) -> None:
+        if event.amount < 0:
+            await asyncio.gather(*(asyncio.to_thread(block) for _ in range(40)))
+        else:
+            given.append(await ctx.once("pay", lambda: 1))
+
+    with working(app):
+        app.bus.publish_sync(Charged(amount=-1))
+        wait_until(lambda: blocked, "the loop's threads to be busy")
+        app.bus.publish_sync(Charged(amount=1))
+        wait_until(lambda: given, "the step to be done")
+        release.set()
+        app.broker.join("default", timeout=10_000)

@@ -1,17 +1,23 @@
-"""Backstage: the threads on which hooks and settlings of async jobs run, for these may block.
+"""Backstage: the threads on which hooks, settlings and steps of async jobs run, for these may block.
 
+Not the loop's own executor, either: it has a handful of threads, which an app's ``asyncio.to_thread`` may fill for minutes.
 Not an executor of the standard library's: its threads keep a process from exiting while a hook hangs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import TypeVar
 
 __all__ = ["Backstage"]
+
+T = TypeVar("T")
 
 THREADS = 4
 
@@ -36,6 +42,22 @@ class Backstage:
     def submit(self, act: Callable[[], None]) -> None:
         """Have a thread do something, in the order of submission. Never blocks."""
         self._queue.put(act)
+
+    async def run(self, act: Callable[[], T]) -> T:
+        """Have a thread do something, and wait for it without blocking the loop."""
+        if not self._threads:  # there is no worker, as in a drain
+            return await asyncio.to_thread(act)
+        outcome: Future[T] = Future()
+
+        def work() -> None:
+            if outcome.set_running_or_notify_cancel():
+                try:
+                    outcome.set_result(act())
+                except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                    outcome.set_exception(error)
+
+        self.submit(work)
+        return await asyncio.wrap_future(outcome)
 
     def close(self, timeout_s: float) -> None:
         """End the threads once they have done what was submitted; one that hangs is left behind at the deadline."""

@@ -33,7 +33,7 @@ class Stage:
 
     def __init__(self, loop: WorkerLoop) -> None:
         self._loop = loop
-        self._backstage = Backstage()
+        self.backstage = Backstage()
         self._broker: LaneBroker | None = None
         self._worker: Worker | None = None
         self._changed = threading.Condition()
@@ -55,7 +55,7 @@ class Stage:
         self._quiet = self.paused = self._called = False
         self._live, self._entering = set(), deque()  # an earlier worker may have left behind what would not end
         worker.work_queue = _WorkQueue(self)
-        self._backstage.start()
+        self.backstage.start()
 
     def join_worker(self, worker: Worker) -> None:
         """Be waited for, as the worker's threads are. Once it has started these."""
@@ -63,7 +63,7 @@ class Stage:
 
     def close(self) -> None:
         """End the threads of the hooks, within a deadline."""
-        self._backstage.close(END_S)
+        self.backstage.close(END_S)
         self._broker = self._worker = None
 
     def is_for(self, message: Any) -> bool:
@@ -123,7 +123,7 @@ class Stage:
         self.join(timeout_s)
 
     def _submit(self, performance: Performance) -> None:
-        self._backstage.submit(lambda: self._before(performance))
+        self.backstage.submit(lambda: self._before(performance))
 
     def _before(self, performance: Performance) -> None:
         """On a hooks thread."""
@@ -146,7 +146,7 @@ class Stage:
 
     def _exit(self, performance: Performance) -> None:
         """On the loop."""
-        self._backstage.submit(lambda: self._after(performance))
+        self.backstage.submit(lambda: self._after(performance))
 
     def _after(self, performance: Performance) -> None:
         """On a hooks thread."""

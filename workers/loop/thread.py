@@ -65,6 +65,8 @@ class WorkerLoop:
     def __init__(self) -> None:
         self.watch = Watch()
         self._thread: _LoopThread | None = None
+        self._before: EventLoopThread | None = None
+        """Another app's, in this process: it is Dramatiq's again when ours has ended."""
 
     @property
     def lag_s(self) -> float:
@@ -81,6 +83,7 @@ class WorkerLoop:
         if self._thread is None:
             thread = _LoopThread()
             thread.start(timeout=5)
+            self._before = get_event_loop_thread()
             set_event_loop_thread(thread)
             self._thread = thread
             self.watch.start(thread.loop, thread)
@@ -113,7 +116,8 @@ class WorkerLoop:
             return
         self.watch.stop()
         if get_event_loop_thread() is thread:
-            set_event_loop_thread(None)
+            before, self._before = self._before, None
+            set_event_loop_thread(before if before is not None and before.is_alive() else None)
         try:
             asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop).result(timeout_s + 1)
         except TimeoutError:
