@@ -49,13 +49,19 @@ class Runtime:
         self._bus = bus
         self._lifespans = lifespans
         self._resources: Resources | None = None
+        self._worker: Worker | None = None
         self._working = False
         self._quiet_at: float | None = None
 
     def start(self, broker: LaneBroker, worker: Worker, bindings: Callable[[], Iterable[Binding]]) -> None:
         """Open everything. Raises :class:`~workers.errors.BootFailed`, with the cause behind it, and leaves nothing open."""
         if self._resources is not None:
+            if worker is not self._worker:
+                raise BootFailed(
+                    "a worker of this app works in this process: one at a time, with as many threads as you like"
+                )
             return
+        self._worker = worker
         self.stopping, began_at = False, time.monotonic()
         try:
             self._bus.usable()
@@ -74,6 +80,10 @@ class Runtime:
             raise BootFailed(f"the worker could not start: {_line(error)}") from error
         self._working = True
         self.teller.say(WorkerBooted, boot_ms=_ms_since(began_at))
+
+    def runs(self, worker: Worker) -> bool:
+        """Whether it is this worker's: one that was refused must not stop the other."""
+        return self._worker in (None, worker)
 
     def quiet(self, broker: LaneBroker) -> None:
         """Take no more work. Handlers see ``ctx.cancelled``. Safe twice."""
@@ -97,6 +107,7 @@ class Runtime:
             self._quiet_at = None
         _try("the teller", self.teller.close)
         _try("the bus", self._bus.rest)
+        self._worker = None
 
     def _close_resources(self) -> None:
         resources, self._resources = self._resources, None

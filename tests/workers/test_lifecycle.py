@@ -305,6 +305,27 @@ def test_a_handler_has_the_whole_grace_however_many_threads_are_idle(app: App, b
     assert bus.store.pending("default") == 0
 
 
+def test_a_second_worker_of_an_app_is_refused_and_the_first_works_on(app: App, bus: Bus) -> None:
+    handled: list[int] = []
+
+    @app.on(Cue)
+    async def handler(event: Cue) -> None:
+        handled.append(event.n)
+
+    with working(app):
+        second = dramatiq.Worker(app.broker, worker_threads=1)
+        with pytest.raises(BootFailed, match="one at a time"):
+            second.start()
+        second.stop()
+        bus.publish_sync(Cue(n=1))
+        app.broker.join("default", timeout=5000)
+    with working(app):
+        bus.publish_sync(Cue(n=2))
+        app.broker.join("default", timeout=5000)
+
+    assert handled == [1, 2]
+
+
 def test_a_worker_closes_only_what_it_opened(app: App, bus: Bus) -> None:
     @app.on(Cue)
     def handler(event: Cue) -> None: ...

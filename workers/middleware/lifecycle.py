@@ -73,12 +73,12 @@ class Lifecycle(Middleware):
             self._runtime.stage.join_worker(worker)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        if isinstance(broker, LaneBroker):
+        if isinstance(broker, LaneBroker) and self._runtime.runs(worker):
             self._runtime.quiet(broker)
             worker.workers[:] = [Crew(worker.workers)]  # type: ignore[list-item]  # all that it needs of a thread
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        if isinstance(broker, LaneBroker):
+        if isinstance(broker, LaneBroker) and self._runtime.runs(worker):
             self._runtime.stop(broker)
 
 
