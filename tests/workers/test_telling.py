@@ -261,7 +261,8 @@ def test_what_has_killed_its_workers_is_told_by_the_one_that_finds_it(app: App) 
     assert (dead.handler, dead.event_id, dead.attempt, dead.error) == ("deadly", message.message_id, 1, "poison")
 
 
-def test_what_a_middleware_skips(app: App) -> None:
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_what_a_middleware_skips(app: App, place: str) -> None:
     class Skipping(Middleware):
         def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:  # noqa: ARG002 - the hook's signature
             raise SkipMessage("not today")
@@ -269,7 +270,10 @@ def test_what_a_middleware_skips(app: App) -> None:
     @dramatiq.actor(broker=app.broker)
     def skipped() -> None: ...
 
-    app.broker.add_middleware(Skipping(), before=type(app.broker.middleware[0]))
+    if place == "first":
+        app.broker.add_middleware(Skipping(), before=type(app.broker.middleware[0]))
+    else:
+        app.broker.add_middleware(Skipping())
     heard = run(app, skipped.send)
 
     assert [type(one) for one in jobs(heard)] == [JobSkipped]

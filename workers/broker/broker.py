@@ -146,6 +146,8 @@ class LaneBroker(Broker):
         if found is None:
             idle = (None, getattr(Middleware, hook, None))
             found = [(one, getattr(one, hook)) for one in stack if getattr(type(one), hook, None) not in idle]
+            if hook.startswith("before_"):
+                found.sort(key=lambda each: getattr(each[0], "goes_last", False))  # past what an app has added later
             self._hooks[hook] = found
         return found
 

@@ -32,13 +32,16 @@ log = logging.getLogger("callboard.workers")
 class Telling(Middleware):
     """Says each step of a job to the teller. Where nobody listens it looks at the clock, and no more."""
 
+    goes_last = True
+    """Of the hooks before (see the broker): only what no middleware has skipped or failed is started."""
+
     def __init__(self, teller: Teller) -> None:
         self._teller = teller
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage):
             message.began_at = time.monotonic()
-            if self._teller.listening:
+            if self._teller.listening and not message.failed:
                 self._safely(self._begun, message)
 
     def after_process_message(
