@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,7 +79,10 @@ class Queues:
         self._bus.usable()
         census, bound = self._bus.store.census(), self._bound()
         counts = {(count.queue, count.handler): count for count in census.counts}
-        return [_state(*name, counts.get(name), census, bound=name in bound) for name in sorted({*counts, *bound})]
+        now_ms = self._bus.clock.now_ms()
+        return [
+            _state(*name, counts.get(name), census, now_ms, bound=name in bound) for name in sorted({*counts, *bound})
+        ]
 
     def held(self, limit: int = 100) -> list[HeldLane]:
         """Lanes that wait for a retry, the next due first."""
@@ -124,7 +126,7 @@ class Queues:
         return places
 
 
-def _state(queue: str, handler: str, count: Count | None, census: Census, *, bound: bool) -> QueueState:
+def _state(queue: str, handler: str, count: Count | None, census: Census, now_ms: int, *, bound: bool) -> QueueState:
     count = count or Count(queue, handler, 0, 0, 0, 0, 0, {}, b"")
     name = f"{queue}|{handler}"
     flying = sum(count.in_flight.values())
@@ -138,22 +140,22 @@ def _state(queue: str, handler: str, count: Count | None, census: Census, *, bou
         retrying=count.held,
         suspects=count.suspects,
         in_flight=dict(count.in_flight),
-        oldest_s=_age_s(count.oldest),
+        oldest_s=_age_s(count.oldest, now_ms),
         consumers=sum(name in serves for serves in census.serving.values()),
         bound=bound,
         paused=bool(census.paused & {queue, name}),
     )
 
 
-def _age_s(body: bytes) -> float | None:
+def _age_s(body: bytes, now_ms: int) -> float | None:
     """How old a job is, by what its own bytes say."""
     if match := _TIME.search(body[:2000]):
         try:
-            return max(0.0, time.time() - datetime.fromisoformat(match[1].decode()).timestamp())
+            return max(0.0, now_ms / 1000 - datetime.fromisoformat(match[1].decode()).timestamp())
         except ValueError:
             return None
     match = _STAMP.search(body)
-    return max(0.0, time.time() - int(match[1]) / 1000) if match else None
+    return max(0, now_ms - int(match[1])) / 1000 if match else None
 
 
 def _held(lane: Retrying) -> HeldLane:

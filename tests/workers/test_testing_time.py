@@ -19,6 +19,7 @@ from workers import App, Context
 from workers.deadletters import DeadLetters
 from workers.errors import MemoryOnly
 from workers.kit import Kit
+from workers.queues import Queues
 from workers.testing import world
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -138,6 +139,17 @@ def test_attempts_are_dated_by_the_time_that_was_travelled_to(callboard: Kit, ca
     assert {letter.error for letter in letters} == {"LookupError", "Undecodable"}
     for letter in letters:
         assert before <= letter.attempts[0].at <= before + timedelta(minutes=1)
+
+
+def test_the_age_of_work_follows_the_time_that_was_travelled_to(callboard: Kit, callboard_app: App) -> None:
+    bus = callboard_app.bus
+    callboard.travel(days=400)
+    bus.publish_sync({"type": "time.refused"})
+
+    callboard.travel(hours=1)
+
+    ages = {queue.handler: queue.oldest_s for queue in Queues(bus).look()}
+    assert ages["refuse"] == pytest.approx(3_600, abs=60)
 
 
 async def test_logs_forget_by_age_and_the_kit_remembers(callboard: Kit, callboard_app: App) -> None:
