@@ -177,26 +177,6 @@ def test_an_exchange_survives_a_server_that_knows_no_script(
     assert store.pending("q") == 1
 
 
-@pytest.mark.parametrize("known", ["settle", "take"])
-def test_an_exchange_survives_a_server_that_knows_half_of_it(
-    store: RedisStore, forget_scripts: Callable[[], None], known: str
-) -> None:
-    worker = Worker(store)
-    enqueue(store, b"1", b"2", b"3")
-    first = worker.take_one()
-
-    forget_scripts()
-    if known == "take":
-        Worker(store, "w2").take(queue="empty")
-    else:
-        Worker(store, "w2").settle(first)  # refused, and known from now on
-    answer = worker.settle_and_take(first)
-
-    assert answer.settled == [True], "the settlement was run twice, or not at all"
-    assert bodies(answer.taken) == [b"2", b"3"]
-    assert store.pending("q") == 2
-
-
 async def test_the_loops_door_survives_a_server_that_knows_no_script(
     store: RedisStore, forget_scripts: Callable[[], None]
 ) -> None:

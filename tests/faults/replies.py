@@ -16,6 +16,8 @@ from workers import App
 
 __all__ = ["FAULTS"]
 
+SETTLING = b"|ack|"
+"""What a request holds that settles a job that was done."""
 SOON_S = 5.0
 """Two beats and a reconnect; the lease, which would mend it too, is longer."""
 
@@ -24,7 +26,7 @@ def lost_take(world: World) -> Finding:
     proxy = world.proxy()
     world.start_worker(proxy.url)
     warm_up(world)
-    drop = Drop(calling("take"), reply=b"event-")
+    drop = Drop(calling("exchange"), reply=b"event-")
     proxy.arm(drop)
     began = time.monotonic()
     publish_some(world, keys=("a", "a", "b", "", "", ""))
@@ -192,8 +194,8 @@ def lost_settle(world: World) -> Finding:
     proxy = world.proxy()
     world.start_worker(proxy.url)
     warm_up(world)
-    drop = Drop(calling("settle"))
-    hold = Hold(calling("settle"), seconds=3)  # the client's patience is 2 s
+    drop = Drop(SETTLING)
+    hold = Hold(SETTLING, seconds=3)  # the client's patience is 2 s
     slowest_s = max(break_settle(world, proxy, drop, SOON_S), break_settle(world, proxy, hold, hold.seconds + SOON_S))
     assert drop.lost[0].startswith(b"*"), "the server had settled"
     return Finding("1 reply lost, 1 call held 3 s", f"all settled within {slowest_s:.1f} s", slowest_s)

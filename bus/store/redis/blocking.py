@@ -140,13 +140,10 @@ class RedisStore:
         return self._run(scripts.enqueue(job, window_ms))
 
     def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
-        settling: list[Call[Any]] = [scripts.settle(worker, settlements)] if settlements else []
         wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
-        taking: list[Call[Any]] = [scripts.take(worker, self._lease_ms, wish) for wish in wishes]
-        answers = self._run_all(settling + taking)
-        settled = answers.pop(0) if settling else []
-        taken = [job for _, jobs in answers for job in jobs]
-        return Exchange(settled, taken, next((apart for apart, _ in answers if apart), ""))
+        if not settlements and not wishes:
+            return Exchange([], [])
+        return self._run(scripts.exchange(worker, self._lease_ms, settlements, wishes))
 
     def beat(
         self,
@@ -166,21 +163,20 @@ class RedisStore:
 
     def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         keys = [f"{self.prefix}wake:{name}" for name in names]
-        calls = [scripts.take(worker, 0, wish) for wish in takes]
+        take = scripts.exchange(worker, 0, (), takes) if takes else None
         while True:
             patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
             with translated(self.link, writing=False):
                 # In one write: the server takes for us the moment that it is woken.
                 rest = ("BLPOP", *keys, f"{patience:.3f}")
-                rung, *answers = self._waits.ask([rest, *map(self._command, calls)])
+                rung, *taken = self._waits.ask([rest, self._command(take)] if take else [rest])
                 if isinstance(rung, Exception):
                     raise rung
-                taken = [self._answered(call, answer) for call, answer in zip(calls, answers, strict=True)]
+                came = self._answered(take, taken[0]) if take else Exchange([], [])
             timeout_s -= patience
-            jobs = [job for _, some in taken for job in some]
-            if rung or jobs or timeout_s <= 0:
+            if rung or came.taken or timeout_s <= 0:
                 rang = rung[0].decode().removeprefix(f"{self.prefix}wake:") if rung else None
-                return Woken(rang, jobs, next((apart for apart, _ in taken if apart), ""))
+                return Woken(rang, came.taken, came.apart)
 
     def poke(self, name: str) -> None:
         self._run(scripts.poke(name))
@@ -264,20 +260,11 @@ class RedisStore:
         except FOREIGN as error:
             raise unavailable(self.link, error, writing=writing) from error
 
-    def _run_all(self, calls: Sequence[Call[T]], *, writing: bool = True) -> list[T]:
-        """Run scripts in one round trip, by their SHAs.
-
-        A script that the server does not know (it was restarted, or its scripts flushed) is sent again as text; the
-        others have happened and are not.
-        """
-        with translated(self.link, writing=writing):
-            answers = self._lines.ask([self._command(call) for call in calls])
-            return [self._answered(call, answer) for call, answer in zip(calls, answers, strict=True)]
-
     def _command(self, call: Call[Any]) -> Command:
         return ("EVALSHA", call.script.sha, 1, self.prefix, *call.arguments)
 
     def _answered(self, call: Call[T], answer: Any) -> T:
+        """A script that the server does not know (it was restarted, or its scripts flushed) is sent again as text."""
         if isinstance(answer, NoScriptError):
             (answer,) = self._lines.ask([("EVAL", call.script.text, 1, self.prefix, *call.arguments)])
         if isinstance(answer, Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from bus.store.base import (
     Count,
     Ended,
     Entry,
+    Exchange,
     Job,
     OwnLimits,
     Page,
@@ -47,6 +48,7 @@ __all__ = [
     "close_log",
     "drop",
     "enqueue",
+    "exchange",
     "flush",
     "logs",
     "pause",
@@ -58,8 +60,6 @@ __all__ = [
     "rights",
     "script",
     "seek",
-    "settle",
-    "take",
     "unbind",
 ]
 
@@ -224,23 +224,26 @@ def enqueue(job: Job, window_ms: int) -> Call[bool]:
     return Call(script("enqueue"), (job.id, window_ms, *job.route, job.key, job.body, job.due), bool)
 
 
-def settle(worker: str, settlements: Iterable[Settlement]) -> Call[list[bool]]:
-    """The settling half of :meth:`bus.store.base.Store.exchange`."""
-    # One argument each: writing arguments and reading answers is what Python does most while it drains a queue.
-    arguments: list[Argument] = [worker]
+def exchange(worker: str, lease_ms: int, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Call[Exchange]:
+    """See :meth:`bus.store.base.Store.exchange`. With a lease of 0 ms a worker that has none is handed nothing."""
+
+    def answered(answer: Sequence[Any]) -> Exchange:
+        taken = [
+            _taken(wish, *came[at : at + 3])
+            for wish, came in zip(takes, answer[1:], strict=True)
+            for at in range(1, len(came), 3)
+        ]
+        aparts = [came[0] for came in answer[1:] if came[0]]
+        return Exchange(_each(answer[0]), taken, aparts[0].decode() if aparts else "")
+
+    # One argument for a settlement: writing arguments and reading answers is what Python does most while it drains a queue.
+    arguments: list[Argument] = [worker, lease_ms, len(settlements)]
     arguments += [b"%s|%d|%s|%d|%s" % (s[0].encode(), s[1], s[2].encode(), s[3], s[4]) for s in settlements]
-    return Call(script("settle"), arguments, _each)
-
-
-def take(worker: str, lease_ms: int, wish: Take) -> Call[tuple[str, list[Taken]]]:
-    """The taking half of :meth:`bus.store.base.Store.exchange`: for which queue the worker is apart, and what it got."""
-
-    def taken(answer: Sequence[Any]) -> tuple[str, list[Taken]]:
-        return answer[0].decode(), [_taken(wish, *answer[at : at + 3]) for at in range(1, len(answer), 3)]
-
-    most = wish.most or (wish.limit,) * len(wish.handlers)
-    handlers = [part for pair in zip(wish.handlers, most, strict=True) for part in pair]
-    return Call(script("take"), (worker, wish.ticket, wish.limit, lease_ms, wish.queue, *handlers), taken)
+    for wish in takes:
+        most = wish.most or (wish.limit,) * len(wish.handlers)
+        arguments += (wish.ticket, wish.limit, wish.queue, len(wish.handlers))
+        arguments += [part for pair in zip(wish.handlers, most, strict=True) for part in pair]
+    return Call(script("exchange"), arguments, answered)
 
 
 def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
