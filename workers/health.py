@@ -11,7 +11,9 @@ all of them are, and ``workers`` says of each how it is. No text here names a se
 from __future__ import annotations
 
 import json
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +39,8 @@ LOOK_S = 1.0
 REPORT_S = 2.0
 REQUEST_S = 2.0
 """How long a client may take over its request."""
+
+log = logging.getLogger("callboard.health")
 
 
 class Pulse(Middleware):
@@ -174,7 +178,7 @@ class Endpoint:
     def close(self) -> None:
         """Listen no more, and wait for requests that are being answered: seconds at most. Safe twice."""
         self._server.shutdown()
-        self._server.hang_up(REQUEST_S)
+        self._server.cut_off()
         self._server.server_close()
         self._thread.join()
 
@@ -194,39 +198,46 @@ class Endpoint:
 
 
 class _Server(ThreadingHTTPServer):
+    """A request that has not come after REQUEST_S is cut off: what came of it is answered, and its thread ends."""
+
     daemon_threads = False  # so that close() waits for them
     endpoint: Endpoint
 
     def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-        self._open: set[socket.socket] = set()
-        self._changed = threading.Condition()
+        self._begun: dict[socket.socket, float] = {}
         super().__init__(place, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """As its base, and remember who is there."""
-        with self._changed:
-            self._open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """As its base."""
-        with self._changed:
-            self._open.discard(request)
-            self._changed.notify_all()
-        super().shutdown_request(request)
-
-    def hang_up(self, patience_s: float) -> None:
-        """Wait for those who are there, and then no longer: one that sends a byte a second would never be done."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open, patience_s)
-            for request in self._open:
-                with suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)
 
     def server_bind(self) -> None:
         """Without HTTPServer's look for our name, which may wait for a name server."""
         TCPServer.server_bind(self)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own."""
+        self._begun[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """It is answered, or has failed."""
+        self._begun.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's hook
+        """A client that leaves early is no news."""
+        if not isinstance(error := sys.exception(), OSError):
+            log.error("a health request failed", exc_info=error)
+
+    def service_actions(self) -> None:
+        """As the server's loop calls it, ten times a second."""
+        self.cut_off(older_s=REQUEST_S)
+
+    def cut_off(self, older_s: float = 0) -> None:
+        """Read no more of requests that began so long ago."""
+        now = time.monotonic()
+        for request, began in list(self._begun.items()):
+            if now - began >= older_s:
+                with suppress(OSError):  # its client has left, or it is just being closed
+                    request.shutdown(socket.SHUT_RD)
 
 
 class _Request(BaseHTTPRequestHandler):

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, callboard, error_of, program
 from tests.workers.running import working
 from workers import App
-from workers.health import Endpoint, WorkerHealth, reasons_of
+from workers.health import REQUEST_S, Endpoint, WorkerHealth, reasons_of
 
 APP = """
 import os, time
@@ -116,6 +116,58 @@ def test_closing_waits_for_no_client_that_is_never_done() -> None:
     closing.join()
 
     assert closed
+
+
+@contextmanager
+def trickling(port: int) -> Iterator[threading.Thread]:
+    """A client whose request never comes to an end, a byte at a time; its thread ends when it is cut off."""
+    ending = threading.Event()
+
+    def trickle() -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /ready HTTP/1.0\r\nx: ")
+            with suppress(OSError):
+                while not ending.wait(0.05):
+                    client.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        ending.set()
+        thread.join(10)
+
+
+def test_a_client_that_trickles_is_cut_off() -> None:
+    with Endpoint("127.0.0.1", 0) as endpoint, trickling(endpoint.port) as client:
+        wait_until(lambda: not client.is_alive(), "it to be cut off", REQUEST_S + 3)
+
+        assert get(endpoint.port, "/live")[0] == 200
+
+
+def test_closing_waits_for_an_answer_under_way() -> None:
+    endpoint = Endpoint("127.0.0.1", 0)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def reasons() -> list[str]:
+        asked.set()
+        go_on.wait(10)
+        return ["it was asked"]
+
+    endpoint.reasons = reasons
+    answers: list[tuple[int, dict[str, Any]]] = []
+    client = threading.Thread(target=lambda: answers.append(get(endpoint.port)))
+    client.start()
+    assert asked.wait(10)
+    closing = threading.Thread(target=endpoint.close)
+    closing.start()
+    wait_until(lambda: get(endpoint.port, "/live") == (0, {}), "it to listen no more")
+    go_on.set()
+    closing.join(10)
+    client.join(10)
+
+    assert answers == [(503, {"status": "not ready", "reasons": ["it was asked"]})]
 
 
 def test_a_master_is_ready_when_all_of_its_workers_are() -> None:
