@@ -227,6 +227,35 @@ async def model():
     assert worker.lines == ([] if hook == "after_process_boot" else ["opened", "closed"])
 
 
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "BaseException('a hook left')"])
+def test_a_hook_that_leaves_fails_the_start_as_well(
+    raised: str, env: dict[str, str], server: object, tmp_path: Path
+) -> None:
+    hooked = f"""
+import dramatiq
+
+class Hooked(dramatiq.Middleware):
+    def before_worker_boot(self, broker, worker):
+        raise {raised}
+
+app.broker.add_middleware(Hooked())
+
+@app.lifespan
+async def model():
+    print("opened", flush=True)
+    yield
+    print("closed", flush=True)
+"""
+    write(tmp_path, SLOW + hooked)
+    with program([*CALLBOARD, "worker", "shop"], tmp_path, folder=tmp_path, env=env) as worker:
+        assert worker.process.wait(20) == 3
+
+    told = [line for line in worker.errors.splitlines() if line.startswith("error: ")]
+    assert [line.partition(":")[0] for line in told] == ["error"]
+    assert f"the worker could not start: {raised.partition('(')[0]}" in told[0]
+    assert worker.lines == ["opened", "closed"]
+
+
 def test_a_worker_whose_server_is_away_does_not_start_and_hides_the_password(env: dict[str, str]) -> None:
     away = {**env, "BUS_URL": f"redis://me:{SECRET}@127.0.0.1:1/0"}
 
@@ -277,6 +306,7 @@ async def model():
         ),
         ("shop:app", "def", "importing module 'shop' failed: SyntaxError"),
         ("shop:app", "raise SystemExit(5)", "importing module 'shop' failed: SystemExit"),
+        ("shop:app", "raise BaseException('of its own')", "importing module 'shop' failed: BaseException: of its own"),
         (
             "shop:app",
             f"raise ValueError('bad\\nurl redis://me:{SECRET}@host')",

@@ -9,6 +9,7 @@ from typing import Any
 
 from bus import BusError
 from workers.app import App
+from workers.cli.stopping import StoppedEarly
 from workers.errors import AppNotFound, WorkersError
 
 __all__ = ["add_folder", "load_app"]
@@ -50,7 +51,9 @@ def _import(name: str) -> Any:
                 f"there is no module {name!r} here: start in the folder that it is imported from"
             ) from None
         raise _failed(name, error) from error
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, StoppedEarly):
+        raise
+    except BaseException as error:
         raise _failed(name, error) from error
 
 

@@ -73,9 +73,11 @@ def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint 
         # It may have come when threads were at work already, before this one could say so.
         _end(app, running, wishes.grace_s)
         raise
-    except (BootFailed, MiddlewareError) as error:  # a hook of the app's own middleware
+    except BaseException as error:  # of a hook or a resource of the app's own: its sys.exit(0), say
+        if isinstance(error, SystemExit) and error.code in (USAGE, EXIT_BOOT):
+            raise  # the lifecycle has said why
         _end(app, running, wishes.grace_s)
-        log.critical("%s", error, exc_info=error.__cause__)
+        _say_why(error)
         raise SystemExit(EXIT_BOOT) from None
     _tell(app, wishes, tether)
     with ExitStack() as stack:
@@ -89,6 +91,13 @@ def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint 
     log.info("stopping: running handlers have %g s", wishes.grace_s)
     _end(app, running, wishes.grace_s)
     log.info("stopped")
+
+
+def _say_why(error: BaseException) -> None:
+    if isinstance(error, BootFailed | MiddlewareError):
+        log.critical("%s", error, exc_info=error.__cause__)
+    else:
+        log.critical("the worker could not start: %s: %s", type(error).__name__, error, exc_info=error)
 
 
 def _end(app: App, running: Worker, grace_s: float) -> None:
