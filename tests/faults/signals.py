@@ -279,7 +279,7 @@ def master_killed(way: Way, caught: Caught, world: World) -> Finding:
     strike(world)
     sent_s = worker.signal(signal.SIGKILL)
     ended(worker, sent_s, 2, (-signal.SIGKILL,))
-    wait_until(lambda: not strays(world, heir), "its children to be gone", caught.grace_s + AFTER_GRACE_S + 1)
+    wait_until(lambda: not strays(world, heir), "its children to be gone", caught.grace_s + AFTER_GRACE_S)
     took_s = time.monotonic() - sent_s
     waited_s = what_became(world, caught, event_id, time.monotonic())
     clear_away(world, heir)

@@ -86,8 +86,12 @@ def program(
     folder: Path = ROOT,
     env: dict[str, str] | None = None,
     stdin: int = subprocess.DEVNULL,
+    errors_to: int | None = None,
 ) -> Iterator[Program]:
-    """Start a program (a ``str`` is run by the shell) in a process group of its own, which does not outlive the block."""
+    """Start a program (a ``str`` is run by the shell) in a process group of its own, which does not outlive the block.
+
+    What it writes to stderr can be looked at unless it goes elsewhere, to the descriptor ``errors_to``.
+    """
     name = f"program-{len(list(files.glob('program-*.out')))}"
     out, err = files / f"{name}.out", files / f"{name}.err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
@@ -98,7 +102,7 @@ def program(
             env=_environment(env or {}),
             stdin=stdin,
             stdout=stdout,
-            stderr=stderr,
+            stderr=stderr if errors_to is None else errors_to,
             start_new_session=True,
         )
     try:

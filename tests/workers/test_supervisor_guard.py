@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bus import Bus
+from tests.faults.processes import state_of
 from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, ROOT, program
 from tests.workers.running import run_program, start_program
@@ -39,10 +41,22 @@ time.sleep(0.1)
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 """
+# Some of them before they have run a line of their own.
+MANY_ENDED = """
+import multiprocessing
+for _ in range(20):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join(5)
+    assert child.exitcode == -signal.SIGTERM, child.exitcode
+"""
 
 
 @pytest.mark.parametrize(
-    "act", ["os.kill(os.getpid(), signal.SIGUSR1)", FORKED_AND_ENDED], ids=["another signal", "a child's signal"]
+    "act",
+    ["os.kill(os.getpid(), signal.SIGUSR1)", FORKED_AND_ENDED, MANY_ENDED],
+    ids=["another signal", "a child's signal", "many children's signals"],
 )
 def test_what_was_not_told_to_stop_is_left_alone(act: str) -> None:
     assert run_program(GUARDED.format(act)) == "alive\n"
@@ -131,6 +145,77 @@ def test_a_log_that_nobody_reads_keeps_nothing_from_ending(
         worker.wait()
         os.close(reading)
         os.close(writing)
+
+
+HELD = """
+import re
+from bus import Bus
+from workers import App
+
+app = App(Bus())
+
+@app.on("job", name="work")
+def work(event):
+    print("began", flush=True)
+    re.match(r"(a+)+$", "a" * 64 + "b")  # for centuries, and nothing else of this process gets a turn
+"""
+HELD_S = 8.0
+"""What is promised without a grace, even from inside C code."""
+MARGIN_S = 2.0
+"""For a busy machine."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_master_that_is_killed_leaves_no_orphan_in_c_code(
+    bus: Bus, namespace: str, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(HELD)
+    env = {"BUS_URL": redis_url, "BUS_NAMESPACE": namespace}
+    command = [*CALLBOARD, "worker", "shop:app", "--grace", "0", "--processes", "2"]
+    with program(command, tmp_path, folder=tmp_path, env=env) as master:
+        master.wait_for("all 2 processes are ready")
+        bus.publish_sync({"type": "job"})
+        wait_until(lambda: master.lines, "the work to begin", 10)
+        assert len(everybody(namespace)) == 5  # two children and their guards
+
+        master.process.kill()
+
+        wait_until(lambda: not everybody(namespace), "all to be gone", HELD_S + MARGIN_S)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_log_that_nobody_reads_keeps_no_guard_from_killing_nor_from_ending(
+    bus: Bus, namespace: str, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(HELD)
+    env = {"BUS_URL": redis_url, "BUS_NAMESPACE": namespace}
+    command = [*CALLBOARD, "worker", "shop:app", "--grace", "0"]
+    reading, writing = os.pipe()
+    fill(writing)
+    try:
+        with program(command, tmp_path, folder=tmp_path, env=env, errors_to=writing) as worker:
+            wait_until(lambda: serving(bus), "it to work", 30)
+            bus.publish_sync({"type": "job"})
+            wait_until(lambda: worker.lines, "the work to begin", 10)
+
+            assert worker.end(timeout=HELD_S + MARGIN_S) == -signal.SIGKILL
+            wait_until(lambda: not everybody(namespace), "its guard to be gone", MARGIN_S)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def everybody(namespace: str) -> list[int]:
+    """The processes with this test's environment: all that its program has started, guards included."""
+    mark = f"BUS_NAMESPACE={namespace}".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):  # gone meanwhile, or somebody else's
+            if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return [pid for pid in found if state_of(pid) not in ("", "Z")]
 
 
 def serving(bus: Bus) -> Collection[str]:

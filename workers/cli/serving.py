@@ -37,24 +37,19 @@ class Wishes:
 def serve(wishes: Wishes, tether: Tether | None) -> None:
     """Work until a signal. After SIGHUP it does not return: a process that is alone begins anew as it was started."""
     stop = Stop(wishes.grace_s, child=tether is not None)
+    limit_s = wishes.grace_s + AFTER_GRACE_S + GUARD_S
+    guard = Guard(limit_s, stop.signals, tether.fileno() if tether is not None else None)
     with ExitStack() as stack:
         try:
             stop.heed()
-            stack.callback(_guard(wishes.grace_s, stop, child=tether is not None).close)
-            if tether is not None:
-                tether.watch()
             endpoint = _endpoint(wishes, stack) if tether is None else None
             _work(wishes, stop, tether, endpoint)
         except StoppedEarly:
             log.info("stopped while starting")
     if stop.over():
+        guard.close()
         command = Command("worker").with_options()
         os.execv(command[0], command)  # noqa: S606 - this very command
-
-
-def _guard(grace_s: float, stop: Stop, *, child: bool) -> Guard:
-    """A child's comes a little later than its master, who says why, and is for when that is dead."""
-    return Guard(grace_s + AFTER_GRACE_S + (2 if child else 1) * GUARD_S, stop.signals)
 
 
 def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint | None) -> None:

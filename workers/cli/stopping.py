@@ -33,7 +33,9 @@ class StoppedEarly(BaseException):
 
 
 class Stop:
-    """Made on the main thread. After ``wait`` the process drains; ``again`` says whether it is then to begin anew (SIGHUP).
+    """Made on the main thread; signals wait until ``heed``.
+
+    After ``wait`` the process drains; ``again`` says whether it is then to begin anew (SIGHUP).
 
     A ``child`` of a master stops at the first signal and takes no more notice: whoever signals all processes at once
     (a service manager does) has the master forward what the child had heard already. Its reloads are the master's.
@@ -46,19 +48,19 @@ class Stop:
         self._first_at: float | None = None
         self._booted = False
         self._asked = threading.Event()
+        self._hangup = Hangup()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
         self.signals = [signal.SIGTERM, signal.SIGINT]
         """What makes it stop."""
         for number in self.signals:
             signal.signal(number, self._on_signal)
-        self._hangup = Hangup()
         if self._hangup.heeded:
             signal.signal(signal.SIGHUP, self._on_hangup)
             if not child:
                 self.signals.append(signal.SIGHUP)
-        _leave_forks_alone()
 
     def heed(self) -> None:
-        """From now on a signal unwinds the boot: also one that came while this process began anew (see :meth:`over`)."""
+        """From now on a signal unwinds the boot: also one that came before, while this process began anew (see :meth:`over`)."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL)
 
     def booted(self) -> None:
@@ -110,25 +112,6 @@ class Stop:
     def _watch(self) -> None:
         time.sleep(self._grace_s + AFTER_GRACE_S)
         _leave("the stop is not done at its deadline: leaving; what was running runs again when the lease ends")
-
-
-def _leave_forks_alone() -> None:
-    """What ends other processes is to end those that are forked from this one (multiprocessing does), from the first on."""
-    masks: list[set[signal.Signals | int]] = []  # forks take turns
-
-    def before() -> None:
-        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ALL))
-
-    def in_parent() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
-
-    def in_child() -> None:
-        for number in ALL:
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                signal.signal(number, signal.SIG_DFL)
-        in_parent()
-
-    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
 def _leave(why: str) -> NoReturn:

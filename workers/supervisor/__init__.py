@@ -6,6 +6,9 @@
        ^  <──lines──  tether         JSON: ready, health; its end tells either side that the other is gone
        └──spawn─────> forks          what the app's middleware wants as processes of their own
 
+    guard             a process beside each of these (and beside a worker that is alone): tells it of the master's end,
+                      and kills it when it does not act upon a signal
+
     child:   booting ──ready──> working ──SIGTERM──> draining ──> gone
                 │ exit 2, 3        │ killed
                 │                  └─> another in its place, after a pause that doubles (0.1 s to 15 s)

@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 from workers.supervisor.guard import Guard
 from workers.supervisor.tether import Tether
 
-__all__ = ["names_of_forks", "run_fork"]
+__all__ = ["END_S", "names_of_forks", "run_fork"]
 
-
-GUARD_S = 3.0
-"""More than the master gives."""
+END_S = 1.0
+"""How long a fork may take to end."""
+GUARD_S = 1.0
+"""So long after that its guard kills it, should its master be gone."""
 
 
 def names_of_forks(middleware: Iterable[Any]) -> list[str]:
@@ -29,9 +30,8 @@ def names_of_forks(middleware: Iterable[Any]) -> list[str]:
 def run_fork(where: str, tether: Tether) -> NoReturn:
     """Run it in this process. SIGTERM ends it through ``SystemExit``, as under Dramatiq: its ``finally`` blocks run."""
     signal.signal(signal.SIGTERM, _leave)
-    Guard(GUARD_S, [signal.SIGTERM])  # a live master kills what does not leave; this is for when it is dead
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tether.watch()
+    Guard(END_S + GUARD_S, [signal.SIGTERM], tether.fileno())
     module, _, name = where.partition(":")
     function = getattr(importlib.import_module(module), name)
     tether.tell(ready=True)

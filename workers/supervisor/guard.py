@@ -1,8 +1,13 @@
 """A small process that ends its parent for certain, some time after a signal that the parent could not act upon.
 
+::
+
+    a signal ──C handler──> wake-up pipe ──> guard: at the first one that counts ──limit_s──> SIGKILL
+    the master is gone ──> its line ends ──> guard: SIGTERM ─────────────────────────^
+
 Python acts on a signal between two bytecodes of the main thread. While C code holds the interpreter (one long ``re``
 match does), neither that nor any watchdog thread ever runs. The C half of the signal's arrival runs all the same, and
-writes a byte to the wake-up descriptor: here somebody else reads it. Run as a program it imports nothing but the
+writes its number to the wake-up descriptor: here somebody else reads it. Run as a program it imports nothing but the
 interpreter's own (8 MB, of which 4 are shared).
 """
 
@@ -13,68 +18,106 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 
 __all__ = ["Guard"]
 
 TEXT = "the process was stuck in C code and did not stop: killed; what was running runs again when the lease ends"
+WRITE_S = 1
+"""How long it waits for somebody who reads that."""
 
 
 class Guard:
-    """Watches over this process for the signals that are to end it, once they have handlers. Made and closed on the main thread.
+    """Watches over this process. ``limit_s`` after one of ``signals`` has come it is killed (SIGKILL), unless it ends first.
 
-    ``limit_s`` after the first of ``signals`` this process is killed (SIGKILL), unless it ends, or runs another program,
-    first. Signals to processes that are forked from it do not count.
+    ``line`` is the descriptor of a socket to a master: its end means that the master is gone, and is a SIGTERM to this
+    process. Made and closed on the main thread, when the signals have their Python handlers. What this process forks is
+    not watched, and the signals have their usual meaning there.
     """
 
-    def __init__(self, limit_s: float, signals: Iterable[signal.Signals]) -> None:
+    def __init__(self, limit_s: float, signals: Sequence[signal.Signals], line: int | None = None) -> None:
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
+        what = [os.getpid(), limit_s, -1 if line is None else line, *map(int, signals)]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this file
-                [sys.executable, "-ISs", __file__, str(os.getpid()), str(limit_s), *map(str, map(int, signals))],
+                [sys.executable, "-ISs", __file__, *map(str, what)],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
+                pass_fds=() if line is None else (line,),
                 process_group=0,  # a signal to our group is not for it
             )
         finally:
             os.close(reading)
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._let_go)  # or its signals would be written into our pipe
+        self._handlers = {number: signal.getsignal(number) for number in signals}
+        self._mask = threading.local()
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._leave_alone
+        )
 
     def close(self) -> None:
-        """End it. Safe twice."""
+        """End it: needed only before this process runs another program, for it ends with the process. Safe twice."""
         if self._writing >= 0:
             signal.set_wakeup_fd(self._before)
             os.close(self._writing)
             self._writing = -1
+            self._process.kill()
             self._process.wait()
 
-    def _let_go(self) -> None:
+    # A signal to a fork would be a byte in our pipe, and run our handlers. None comes before that is mended.
+
+    def _before_fork(self) -> None:
+        self._mask.was = signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
+
+    def _after_fork(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask.was)
+
+    def _leave_alone(self) -> None:
         if self._writing >= 0:
             signal.set_wakeup_fd(-1)
             os.close(self._writing)
             self._writing = -1
+        for number, ours in self._handlers.items():
+            if signal.getsignal(number) == ours:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._after_fork()
 
 
-def main(parent: int, limit_s: float, numbers: set[int]) -> None:
-    """The guard's own program; its stdin ends with the parent, and has the number of each signal that has a handler."""
-    while not numbers.intersection(heard := os.read(0, 64)):
-        if not heard:
-            return
-    ends = time.monotonic() + limit_s
-    while os.getppid() == parent and (left := ends - time.monotonic()) > 0:
-        readable, _, _ = select.select([0], [], [], min(left, 0.2))
-        if readable and not os.read(0, 64):
-            return
-    if os.getppid() == parent:
+def main(parent: int, limit_s: float, line: int, *signals: int) -> None:
+    """The guard's own program; its stdin ends with the parent, or when that runs another program."""
+    watched = [0] if line < 0 else [0, line]
+    ends: float | None = None
+    while ends is None or time.monotonic() < ends:
+        left_s = None if ends is None else max(0.0, ends - time.monotonic())
+        readable, _, _ = select.select(watched, [], [], left_s)
+        asked = False
+        if 0 in readable:
+            told = os.read(0, 4096)
+            if not told:
+                return
+            asked = any(number in signals for number in told)
+        if line in readable:  # a master says nothing; it only ends
+            watched.remove(line)
+            asked = True
+            _send(parent, signal.SIGTERM)
+        if asked and ends is None:
+            ends = time.monotonic() + limit_s
+    if _send(parent, signal.SIGKILL):
+        signal.alarm(WRITE_S)  # by its default it ends us
         with suppress(OSError):  # nobody reads it any more
-            if select.select([], [2], [], 0)[1]:  # or whoever does has stopped, and the pipe is full
-                os.write(2, f"error: {TEXT}\n".encode())
-        os.kill(parent, signal.SIGKILL)
+            os.write(2, f"error: {TEXT}\n".encode())
+
+
+def _send(parent: int, number: signal.Signals) -> bool:
+    if os.getppid() != parent:  # it has ended, and something that it forked in C still holds the pipe
+        return False
+    os.kill(parent, number)
+    return True
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), set(map(int, sys.argv[3:])))
+    main(int(sys.argv[1]), float(sys.argv[2]), *map(int, sys.argv[3:]))

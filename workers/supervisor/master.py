@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from workers.supervisor.child import Child, Command
+from workers.supervisor.fork import END_S as FORKS_END_S
 from workers.supervisor.hangup import Hangup
 from workers.supervisor.slot import Slot
 
@@ -19,7 +20,6 @@ __all__ = ["Supervisor"]
 
 SAME_SIGNAL_S = 0.5
 """Runners signal a process group and its members; what comes so soon is the same wish, not a second one."""
-FORKS_END_S = 1.0
 MOST_CRASHES = 3
 """Deaths in a row before any child was ever ready, after which nobody hopes any more."""
 EXIT_FAILURE, EXIT_USAGE, EXIT_BOOT = 1, 2, 3
