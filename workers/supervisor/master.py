@@ -268,7 +268,7 @@ class Supervisor:
                 self._exit_code = self._exit_code or EXIT_FAILURE
         elif slot in self._forks:
             self._fork_gone(slot, child, code)
-        elif child.leaving and not child.ready:
+        elif role != "old" and child.leaving:
             log.info("worker %d (pid %d) had begun with older code", slot.number, child.pid)
         elif role == "old":
             if code:

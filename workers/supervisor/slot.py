@@ -45,7 +45,7 @@ class Slot:
 
     def promote(self) -> Child | None:
         """If the fresh one is ready the place is its own; returns who had it, and is to drain now."""
-        if self.fresh is None or not self.fresh.ready:
+        if self.fresh is None or not self.fresh.ready or self.fresh.leaving:
             return None
         self.old, self.child, self.fresh = self.child, self.fresh, None
         return self.old
