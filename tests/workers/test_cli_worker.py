@@ -13,6 +13,7 @@ import pytest
 from bus import Bus
 from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, Program, callboard, error_of, program
+from workers.leaving import AFTER_GRACE_S
 
 SECRET = "hunter2"
 
@@ -158,6 +159,28 @@ def test_a_handler_that_does_not_end_is_left_when_the_grace_ends(bus: Bus, env: 
         assert worker.end(timeout=12) in (0, 1)
 
     assert bus.store.pending("default") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["callboard", "--grace", "0"], ["dramatiq", "--worker-shutdown-timeout", "0"]])
+def test_a_thread_that_a_handler_has_left_behind_keeps_no_process_from_ending(
+    command: list[str], bus: Bus, env: dict[str, str], tmp_path: Path
+) -> None:
+    blocks = """
+@app.on("block", name="block")
+async def block(event):
+    import asyncio
+    print("began", flush=True)
+    await asyncio.to_thread(time.sleep, 60)
+"""
+    write(tmp_path, SLOW + blocks)
+    way, *options = command
+    with program([*starting(COMMANDS[way], "shop:app"), *options], tmp_path, folder=tmp_path, env=env) as worker:
+        wait_until(lambda: is_bound(bus, 2), "the worker to be bound", 20)
+        bus.publish_sync({"type": "block"})
+        worker.wait_for("began")
+
+        assert worker.end(timeout=AFTER_GRACE_S + 4) in (0, 1)
 
 
 def test_only_the_named_queues_are_served(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:

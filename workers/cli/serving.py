@@ -13,8 +13,9 @@ from dramatiq.middleware import MiddlewareError
 from workers import App, BootFailed, MemoryWorker
 from workers.cli.loading import load_app
 from workers.cli.outcome import USAGE, Failed
-from workers.cli.stopping import AFTER_GRACE_S, GUARD_S, Stop, StoppedEarly
+from workers.cli.stopping import GUARD_S, Stop, StoppedEarly
 from workers.health import Endpoint, Reporter, WorkerHealth
+from workers.leaving import AFTER_GRACE_S
 from workers.middleware import EXIT_BOOT
 from workers.supervisor import Command, Guard, Tether, names_of_forks
 

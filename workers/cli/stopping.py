@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import select
 import signal
-import sys
 import threading
 import time
-from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
 
-from workers.cli.outcome import FAILURE
+from workers.leaving import AFTER_GRACE_S, leave, leave_later
 from workers.supervisor import Hangup
 
-__all__ = ["AFTER_GRACE_S", "GUARD_S", "Stop", "StoppedEarly"]
+__all__ = ["GUARD_S", "Stop", "StoppedEarly"]
 
-AFTER_GRACE_S = 7.0
-"""For everything that a stop does besides waiting for handlers."""
 GUARD_S = 1.0
 """So long after that a process that could not even leave is killed from outside: by its guard, or its master."""
 SAME_SIGNAL_S = 0.5
@@ -90,7 +83,7 @@ class Stop:
             self.again = False
             self._ask()
         elif not self._child and now - self._first_at >= SAME_SIGNAL_S:
-            _leave("a second signal: leaving at once; what was running runs again when the lease ends")
+            leave("a second signal: leaving at once; what was running runs again when the lease ends")
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         if self._child or self._asked.is_set():
@@ -104,19 +97,7 @@ class Stop:
     def _ask(self) -> None:
         if self._asked.is_set():
             return
-        threading.Thread(target=self._watch, name="callboard watchdog", daemon=True).start()
+        leave_later(self._grace_s + AFTER_GRACE_S)
         self._asked.set()
         if not self._booted:
             raise StoppedEarly
-
-    def _watch(self) -> None:
-        time.sleep(self._grace_s + AFTER_GRACE_S)
-        _leave("the stop is not done at its deadline: leaving; what was running runs again when the lease ends")
-
-
-def _leave(why: str) -> NoReturn:
-    """Exit without asking anybody, from any thread or signal handler: so no logging, whose lock may be taken."""
-    with suppress(OSError, ValueError):  # nobody reads it any more
-        if select.select([], [sys.stderr], [], 0)[1]:  # or whoever does has stopped, and the pipe is full
-            os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
-    os._exit(FAILURE)

@@ -23,8 +23,9 @@ from workers.cli.loading import add_folder
 from workers.cli.logs import log_to_stderr
 from workers.cli.outcome import USAGE, Failed
 from workers.cli.serving import Wishes, open_endpoint, serve
-from workers.cli.stopping import AFTER_GRACE_S, GUARD_S
+from workers.cli.stopping import GUARD_S
 from workers.health import reasons_of
+from workers.leaving import AFTER_GRACE_S
 from workers.supervisor import Command, Supervisor, Tether, Watcher, run_fork
 
 __all__ = ["supervise", "worker"]

@@ -19,6 +19,7 @@ from bus.bindings import Binding
 from workers.broker import LaneBroker
 from workers.crew import Crew
 from workers.errors import BootFailed, MemoryWorker
+from workers.leaving import AFTER_GRACE_S, leave_later
 from workers.runtime import Runtime
 
 __all__ = ["EXIT_BOOT", "EXIT_USAGE", "Lifecycle", "WorkerBootError"]
@@ -79,6 +80,8 @@ class Lifecycle(Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LaneBroker) and self._runtime.runs(worker):
+            if _is_child_of_dramatiq():  # nobody else would end it, should a thread that was left keep it from exiting
+                leave_later(AFTER_GRACE_S)
             self._runtime.stop(broker)
 
 
