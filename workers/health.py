@@ -44,30 +44,57 @@ log = logging.getLogger("callboard.health")
 
 
 class Pulse(Middleware):
-    """Notes when a message was last taken in hand."""
+    """Notes when a message was last taken in hand, and which ones are."""
 
     def __init__(self) -> None:
         self.at = time.monotonic()
+        self._in_hand: dict[str, str] = {}
+
+    def in_hand(self, handler: str) -> int:
+        """How many of its jobs have begun and not ended."""
+        return list(self._in_hand.values()).count(handler)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:  # noqa: ARG002 - Dramatiq's hook
-        """A worker thread begins one."""
+        """One begins."""
         self.at = time.monotonic()
+        self._in_hand[message.message_id] = message.actor_name
+
+    def after_process_message(
+        self,
+        broker: Broker,  # noqa: ARG002 - Dramatiq's hook
+        message: MessageProxy,
+        *,
+        result: Any = None,  # noqa: ARG002
+        exception: BaseException | None = None,  # noqa: ARG002
+    ) -> None:
+        """One has ended."""
+        self._in_hand.pop(message.message_id, None)
+
+    after_skip_message = after_process_message
 
 
 class WorkerHealth:
     """One worker's. Safe from any thread.
 
-    ``served`` names what it takes work for, as ``queue|handler``; ``lag_s`` says how late its event loop is, in seconds.
+    ``served`` names what it takes work for, as ``queue|handler``; ``lag_s`` says how late its event loop is, in seconds;
+    ``limit_of``, how many jobs of a handler it may have in hand (``max_concurrent``).
     """
 
     def __init__(
-        self, bus: Bus, served: Callable[[], set[str]], lag_s: Callable[[], float], *, stuck_s: float = STUCK_S
+        self,
+        bus: Bus,
+        served: Callable[[], set[str]],
+        lag_s: Callable[[], float],
+        limit_of: Callable[[str], int | None] = lambda _: None,
+        *,
+        stuck_s: float = STUCK_S,
     ) -> None:
         self.pulse = Pulse()
         """To be added to the broker's middleware."""
         self._bus = bus
         self._served = served
         self._lag_s = lag_s
+        self._limit_of = limit_of
         self._stuck_s = stuck_s
         self._lock = threading.Lock()
         self._looked_at = float("-inf")
@@ -97,6 +124,7 @@ class WorkerHealth:
             for count in census.counts
             if f"{count.queue}|{count.handler}" in served
             and not census.paused & {count.queue, f"{count.queue}|{count.handler}"}
+            and not self._is_full(count.handler)
         )
         now = time.monotonic()
         if not waiting:
@@ -106,7 +134,14 @@ class WorkerHealth:
         waited_s = now - self._waiting_since
         if waited_s < self._stuck_s:
             return []
-        return [f"work waits, and none was taken for {waited_s:.0f} s: are all threads busy?"]
+        return [
+            f"work waits, and none was taken for {waited_s:.0f} s: are all threads busy, or is the event loop full?"
+        ]
+
+    def _is_full(self, handler: str) -> bool:
+        """Whether as many of its jobs are in hand as may be: then others wait as they were asked to."""
+        limit = self._limit_of(handler)
+        return limit is not None and self.pulse.in_hand(handler) >= limit
 
 
 class Reporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -21,7 +22,7 @@ from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, callboard, error_of, program
 from tests.workers.running import working
 from workers import App
-from workers.health import REQUEST_S, Endpoint, WorkerHealth, reasons_of
+from workers.health import LOOK_S, REQUEST_S, Endpoint, WorkerHealth, reasons_of
 
 APP = """
 import os, time
@@ -191,7 +192,7 @@ def health_of(app: App, **options: float) -> WorkerHealth:
     def served() -> set[str]:
         return {f"default|{name}" for name in app.handlers}
 
-    health = WorkerHealth(app.bus, served, lambda: app.runtime.loop.lag_s, **options)
+    health = WorkerHealth(app.bus, served, lambda: app.runtime.loop.lag_s, app.broker.staff.limit_of, **options)
     app.broker.add_middleware(health.pulse)
     return health
 
@@ -238,6 +239,38 @@ def test_work_that_waits_while_nothing_is_taken_is_a_reason_and_paused_work_is_n
 
         assert reason.startswith("work waits, and none was taken for ")
         wait_until(lambda: health.reasons() == [], "it to be ready again", 10)
+
+
+def test_work_that_waits_for_a_limit_of_its_own_is_none_until_something_else_waits(app: App) -> None:
+    release, begun, other = threading.Event(), threading.Event(), threading.Event()
+
+    @app.on("job", name="work", max_concurrent=1)
+    async def work(event: dict[str, Any]) -> None:
+        begun.set()
+        await asyncio.to_thread(release.wait, 20)
+
+    @app.on("other", name="other")
+    def wait(event: dict[str, Any]) -> None:
+        other.set()
+        release.wait(20)
+
+    health = health_of(app, stuck_s=0.3)
+    with working(app, threads=1):
+        for _ in range(2):
+            app.bus.publish_sync({"type": "job"})
+        assert begun.wait(5)
+        assert health.reasons() == []  # from here on it would have waited
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 2 * LOOK_S, "two looks more")
+        assert health.reasons() == []
+
+        for _ in range(4):  # more than a thread has fetched ahead
+            app.bus.publish_sync({"type": "other"})
+        assert other.wait(5)
+        wait_until(lambda: any("work waits" in reason for reason in health.reasons()), "the other's wait to be told", 8)
+
+        release.set()
+        wait_until(lambda: not health.reasons(), "it to be ready again", 8)
 
 
 def test_a_bus_that_is_away_is_a_reason_that_goes(start_server: Callable[..., Server], namespace: str) -> None:

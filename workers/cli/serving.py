@@ -155,6 +155,6 @@ def _health_of(app: App, queues: tuple[str, ...]) -> WorkerHealth:
             if not queues or actor.queue_name in queues
         }
 
-    health = WorkerHealth(app.bus, served, lambda: app.runtime.loop.lag_s)
+    health = WorkerHealth(app.bus, served, lambda: app.runtime.loop.lag_s, app.broker.staff.limit_of)
     app.broker.add_middleware(health.pulse)
     return health
