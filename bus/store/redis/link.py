@@ -138,10 +138,14 @@ def _explain(link: Link, error: BaseException) -> tuple[str, bool]:
         return f"{where} is full and takes no new events; work goes on. Raise its maxmemory or drain its queues", True
     if isinstance(error, errors.ReadOnlyError):
         return f"{where} is a read-only replica: connect to the primary", True
+    if _is(error, "NOREPLICAS"):
+        return f"{where} lacks replicas that it demands before it takes a write: see its min-replicas-to-write", True
     if isinstance(error, errors.BusyLoadingError):
         return f"{where} is still loading its data: try again in a moment", True
     if isinstance(error, errors.InvalidResponse) or _is(error, "Protocol Error"):
         return f"what listens at {where[20:]} does not speak the Redis protocol: check the port", True
+    if _is(error, "DB index is out of range"):
+        return f"{where} has no database of the number in the URL", True
     if isinstance(error, errors.ResponseError) and "user_script:" in str(error):
         return f"{where} broke off one of our scripts: that is a defect of ours, please report it with its cause", False
     if isinstance(error, errors.ResponseError):
