@@ -81,6 +81,9 @@ def _version(facts: Facts) -> Finding:
 def _role(facts: Facts) -> Finding:
     if facts.role in ("slave", "replica"):
         return Finding("role", "problem", "a read-only replica", "connect to its primary")
+    if facts.replicas_missing:
+        what = f"a primary that takes no writes before {facts.replicas_missing} more replicas are there"
+        return Finding("role", "problem", what, "start them, or set 'min-replicas-to-write 0'")
     return Finding("role", "ok", facts.role or "not told")
 
 

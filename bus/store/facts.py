@@ -12,7 +12,8 @@ class Facts(NamedTuple):
 
     ``server`` is its name and version, ``version`` that of the Redis it is like. ``snapshots``: whether it saves now and then
     (``save``); ``persisting``: whether its last write and save worked. ``policy`` is its ``maxmemory-policy``; a
-    ``max_bytes`` of 0 means no limit. ``clock_ahead_ms``: how far its clock is ahead of ours. ``round_trip_ms``: the
+    ``max_bytes`` of 0 means no limit. ``replicas_missing``: how many more it demands before it takes a write
+    (``min-replicas-to-write``). ``clock_ahead_ms``: how far its clock is ahead of ours. ``round_trip_ms``: the
     median of some. ``denied``: commands that this user needs and may not use.
     """
 
@@ -25,6 +26,7 @@ class Facts(NamedTuple):
     policy: str | None = None
     used_bytes: int | None = None
     max_bytes: int | None = None
+    replicas_missing: int | None = None
     clock_ahead_ms: float | None = None
     round_trip_ms: float = 0.0
     denied: tuple[str, ...] = ()

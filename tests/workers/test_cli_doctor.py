@@ -70,6 +70,7 @@ def test_a_server_that_is_fit_is_all_ok() -> None:
         ({"version": "6.2.1", "server": "Redis 6.2.1"}, "server", "problem", "upgrade"),
         ({"version": None}, "server", "warning", "operator"),
         ({"role": "slave"}, "role", "problem", "primary"),
+        ({"replicas_missing": 1}, "role", "problem", "min-replicas-to-write"),
         ({"persisting": False}, "persistence", "problem", "disk"),
         ({"appendonly": False}, "persistence", "warning", "appendonly yes"),
         ({"appendonly": False, "snapshots": False}, "persistence", "warning", "appendonly yes"),
@@ -105,6 +106,23 @@ def test_a_real_server_that_is_unfit_is_a_problem_and_exit_code_1(start_server: 
     assert found["memory policy"]["verdict"] == "problem"
     assert found["server"]["what"] == server.name_and_version
     assert found["work"]["verdict"] == "problem"  # the bus refuses to open on it
+
+
+def test_a_real_server_that_lacks_replicas_is_a_problem(start_server: Callable[..., Server]) -> None:
+    server = start_server(min_replicas_to_write=2)
+
+    found = doctor(env={"BUS_URL": server.url}, exit_code=1)
+
+    assert found["role"]["verdict"] == "problem"
+    assert "2 more replicas" in found["role"]["what"]
+    refused = error_of(callboard("publish", "job", env={"BUS_URL": server.url}), 1)
+    assert "min-replicas-to-write" in refused
+
+
+def test_a_database_that_the_server_has_not_is_a_problem(redis_url: str) -> None:
+    found = doctor(env={"BUS_URL": f"{redis_url.rpartition('/')[0]}/99"}, exit_code=1)
+
+    assert "has no database of the number in the URL" in found["server"]["what"]
 
 
 def test_a_server_that_is_away_is_one_problem_without_the_password() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import suppress
 from typing import Any
 
 from redis import exceptions as errors
@@ -66,6 +67,7 @@ def look(commands: Any, denied: tuple[str, ...]) -> Facts:
         policy=_text(info.get("maxmemory_policy")),
         used_bytes=info.get("used_memory"),
         max_bytes=info.get("maxmemory"),
+        replicas_missing=_replicas_missing(commands, info),
         clock_ahead_ms=_clock_ahead_ms(commands),
         round_trip_ms=statistics.median(trips) * 1000,
         denied=denied,
@@ -97,6 +99,16 @@ def _snapshots(commands: Any) -> bool | None:
     except errors.ResponseError:  # denied, or switched off by whoever runs it
         return None
     return bool(found.get("save")) if found else None
+
+
+def _replicas_missing(commands: Any, info: dict[str, Any]) -> int | None:
+    """The server counts those that are there only where it demands some."""
+    if "min_slaves_good_slaves" not in info:
+        return 0 if info else None
+    demanded = 1
+    with suppress(errors.ResponseError):  # denied, or switched off by whoever runs it
+        demanded = int(commands.config_get("min-replicas-to-write").get("min-replicas-to-write", demanded))
+    return max(0, demanded - int(info["min_slaves_good_slaves"]))
 
 
 def _clock_ahead_ms(commands: Any) -> float | None:
