@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 
 import pytest
 import redis
@@ -179,18 +179,18 @@ async def test_a_publisher_whose_connections_are_killed_tries_again(
     async with Bus(redis_url, namespace=namespace) as bus:
         killer = asyncio.create_task(asyncio.to_thread(kill))
         try:
+            enough = takewhile(lambda n: n < 300 or kills < 5, count())
             if by_a_thread:
-                receipts = await asyncio.to_thread(lambda: [bus.publish_sync(Tick(n=n)) for n in range(300)])
+                receipts = await asyncio.to_thread(lambda: [bus.publish_sync(Tick(n=n)) for n in enough])
             else:
-                receipts = [await bus.publish(Tick(n=n)) for n in range(300)]
+                receipts = [await bus.publish(Tick(n=n)) for n in enough]
         finally:
             done.set()
             await killer
 
-        assert [each.position.seq for each in receipts] == list(range(1, 301))
+        assert [each.position.seq for each in receipts] == list(range(1, len(receipts) + 1))
         assert not any(each.duplicate for each in receipts)
-        assert await ticks_kept(bus) == list(range(300))
-    assert kills >= 5
+        assert await ticks_kept(bus) == list(range(len(receipts)))
 
 
 def test_threads_whose_connections_are_killed_publish_each_event_once(

@@ -16,14 +16,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    parent, module = int(os.environ["FAULT_PARENT"]), sys.argv[1]
+    parent = os.environ.pop("FAULT_PARENT", None)
+    if parent is not None:  # what a module starts in its turn, as it was started, is its own affair
+        _tie(int(parent))
+    module = sys.argv[1]
+    del sys.argv[0]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _tie(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before we were tied to it
         sys.exit("the parent is gone")
-    os.environ["FAULT_PARENT"] = str(os.getpid())  # of what it starts in its turn, as it was started
-    del sys.argv[0]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
