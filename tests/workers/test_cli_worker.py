@@ -161,6 +161,22 @@ def test_a_handler_that_does_not_end_is_left_when_the_grace_ends(bus: Bus, env: 
     assert bus.store.pending("default") == 1
 
 
+def test_a_signal_that_does_not_wake_the_main_thread_is_heard(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:
+    elsewhere = """
+import signal, threading
+
+@app.on("stop", name="stop")
+def stop(event):
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+"""
+    write(tmp_path, SLOW + elsewhere)
+    with program([*CALLBOARD, "worker", "shop"], tmp_path, folder=tmp_path, env=env) as worker:
+        worker.wait_for("ready")
+        bus.publish_sync({"type": "stop"})
+
+        assert worker.process.wait(10) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["callboard", "--grace", "0"], ["dramatiq", "--worker-shutdown-timeout", "0"]])
 def test_a_thread_that_a_handler_has_left_behind_keeps_no_process_from_ending(

@@ -14,6 +14,7 @@ __all__ = ["GUARD_S", "Stop", "StoppedEarly"]
 
 GUARD_S = 1.0
 """So long after that a process that could not even leave is killed from outside: by its guard, or its master."""
+LOOK_S = 0.5
 SAME_SIGNAL_S = 0.5
 """Runners signal a process group and its members; what comes so soon is the same wish, not a second one."""
 
@@ -62,7 +63,9 @@ class Stop:
 
     def wait(self) -> None:
         """Block until a signal has come."""
-        self._asked.wait()
+        # One that another thread gets, or that comes just before the main thread rests, wakes nobody.
+        while not self._asked.wait(LOOK_S):
+            pass
 
     def over(self) -> bool:
         """All is closed. Whether to begin anew: then signals wait until there is somebody to heed them.
