@@ -170,6 +170,7 @@ def _work(bus: Bus, declared: Sequence[Binding] | None) -> Iterator[Finding]:
     if declared is not None:
         yield _declared(declared, bound)
     yield _waiting(states)
+    yield _suspects(states)
     yield _paused(states)
     yield _dead(dead)
 
@@ -214,6 +215,15 @@ def _waiting(states: Sequence[QueueState]) -> Finding:
         return Finding("waiting", "ok", f"the oldest for {oldest_s:.0f} s")
     what = f"the oldest for {oldest_s:,.0f} s, for {handler}"
     return Finding("waiting", "warning", what, "add workers or threads, and look at 'callboard queues'")
+
+
+def _suspects(states: Sequence[QueueState]) -> Finding:
+    count = sum(state.suspects for state in states)
+    if not count:
+        return Finding("suspects", "ok", "none")
+    what = f"{count} jobs wait to be taken alone, one for each worker process, for two of their workers died"
+    advice = "look for what kills workers (memory, kill -9, a second signal to a stop), and start more processes until they are done"
+    return Finding("suspects", "warning", what, advice)
 
 
 def _paused(states: Sequence[QueueState]) -> Finding:

@@ -11,6 +11,7 @@ import pytest
 
 from bus import Bus
 from bus.store.base import Facts
+from bus.testing.suspect_checks import suspect
 from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers.commands import ROOT, callboard, error_of
@@ -198,6 +199,17 @@ def test_dead_letters_and_old_work_are_found(bus: Bus, monkeypatch: pytest.Monke
     assert found["waiting"].verdict == "warning"
     assert "for work" in found["waiting"].what
     assert "app" not in found
+
+
+def test_work_that_is_done_one_by_one_is_found(bus: Bus) -> None:
+    before = {one.check: one for one in examine(bus)}
+    suspect(bus.store)
+
+    found = {one.check: one for one in examine(bus)}
+
+    assert before["suspects"].verdict == "ok"
+    assert found["suspects"].verdict == "warning"
+    assert "1 jobs wait to be taken alone" in found["suspects"].what
 
 
 def test_an_app_is_compared_and_people_see_a_table(

@@ -67,8 +67,8 @@ def worker(
     """Run an app's handlers until SIGTERM or Ctrl-C.
 
     Then it takes no more work, lets handlers finish, hands the rest back and exits with 0; a second signal ends it at
-    once. Whatever hangs, it ends within the grace and 8 s more, with 1. Under a runner that kills after 5 s (honcho)
-    give '--grace 3'. SIGHUP begins anew, with fresh code: one process after another, each new one ready before the old one
+    once. Whatever hangs, it ends within the grace and 8 s more, with 1 (killed, where C code keeps it). Under a runner that kills after 5 s (honcho)
+    give '--grace 2'. SIGHUP begins anew, with fresh code: one process after another, each new one ready before the old one
     drains; a process that is alone drains first. Start as many as you like: they share the work, and each agent's events
     stay in order. Exit code 2 means that it was asked wrongly (the app, a queue or the bus it names), 3 that it could
     not start (the server, a resource). 'dramatiq MODULE:APP.broker' works as well.
