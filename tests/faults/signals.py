@@ -296,6 +296,8 @@ def row(state: str, way: str, promise: str, run: Callable[..., Finding], *args: 
     return Fault(f"{state}/{way}", promise, act, quick_lease_s=2, server=server)
 
 
+PROCFILE_S = 2
+"""The grace that the Procfile gives."""
 CANCELLED = (
     "an async handler is cancelled at the grace's end, its finally runs, and its event goes on elsewhere at once"
 )
@@ -312,9 +314,9 @@ FAULTS = (
     row("everybody", "processes", CANCELLED, partial(at_work, everybody=True), ASYNC),
     *(row("sync", way, FINISHED, at_work, SYNC) for way in ("callboard", "processes", "embedded")),
     row("sync", "dramatiq", FINISHED, at_work, Caught("sync", 3, 6, "done")),  # it looks for signals once a second
-    row("sync", "honcho", FINISHED, at_work, Caught("sync", 1, 3, "done")),
-    row("async", "honcho", CANCELLED, at_work, Caught("async", 60, 3, "cancelled")),
-    row("async-brief", "honcho", FINISHED, at_work, Caught("async", 1, 3, "done")),
+    row("sync", "honcho", FINISHED, at_work, Caught("sync", 1, PROCFILE_S, "done")),
+    row("async", "honcho", CANCELLED, at_work, Caught("async", 60, PROCFILE_S, "cancelled")),
+    row("async-brief", "honcho", FINISHED, at_work, Caught("async", 1, PROCFILE_S, "done")),
     *(row("released", way, C_CODE, at_work, RELEASED) for way in ("callboard", "processes")),
     *(row("held", way, C_CODE, at_work, HELD) for way in ("callboard", "processes")),
     row("retry", "callboard", "a retry keeps its time and its place, whoever makes it", retrying),
