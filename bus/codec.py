@@ -56,7 +56,7 @@ class Written(NamedTuple):
 
 
 def write(event: Event | Mapping[str, Any], **attributes: Unpack[Attributes]) -> Written:
-    """``encode(wrap(event, ...))`` at a third of the price, for all that is published passes here.
+    """``encode(wrap(event, ...))`` without the price of an envelope's model, for all that is published passes here.
 
     pydantic writes the data, and the envelope goes around it, without a model or a dict between. The attributes, what is
     raised and the bytes are those of :func:`wrap` and :func:`encode`, which are asked where there is any doubt.
