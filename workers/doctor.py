@@ -221,8 +221,8 @@ def _suspects(states: Sequence[QueueState]) -> Finding:
     count = sum(state.suspects for state in states)
     if not count:
         return Finding("suspects", "ok", "none")
-    what = f"{count} jobs wait to be taken alone, one for each worker process, for two of their workers died"
-    advice = "look for what kills workers (memory, kill -9, a second signal to a stop), and start more processes until they are done"
+    what = f"{count} jobs wait to be taken apart from others, in small groups, for two or more of their workers died"
+    advice = "look for what kills workers: memory, kill -9, a second signal to a stop"
     return Finding("suspects", "warning", what, advice)
 
 

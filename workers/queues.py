@@ -29,7 +29,7 @@ class QueueState:
 
     ``unfinished`` counts every job. Each is ``ready`` (of a lane only the head), in a lane behind another (``in_lanes``),
     ``delayed``, ``retrying`` (the head of a lane that waits for its retry), a suspect (two of its workers died: it waits to
-    be taken alone), or in flight, by worker. ``oldest_s`` is the age of the oldest ready one, ``consumers`` counts the
+    be taken with its like only), or in flight, by worker. ``oldest_s`` is the age of the oldest ready one, ``consumers`` counts the
     workers that serve the handler, ``bound`` says whether events become work for it.
     """
 

@@ -40,9 +40,12 @@ from typing import Protocol
 from bus.position import Position
 from bus.store.facts import Facts
 from bus.store.jobs import (
+    COMPANY,
     PRIORITIES,
+    SUSPECT,
     Beat,
     Census,
+    Company,
     Count,
     Dead,
     Exchange,
@@ -80,16 +83,19 @@ from bus.store.records import (
 )
 
 __all__ = [
+    "COMPANY",
     "CONFIRMED",
     "NO_LIMITS",
     "PRIORITIES",
     "QUIET",
+    "SUSPECT",
     "Announced",
     "Appended",
     "Batch",
     "Beat",
     "Bindings",
     "Census",
+    "Company",
     "Confirmed",
     "Count",
     "Dead",
@@ -227,9 +233,10 @@ class Store(Protocol):
     def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
         """Settle, then take, in one round trip. A settlement that the worker has no right to is refused (``False``).
 
-        A job under which two leases ran out is a *suspect*: it may be what kills its workers. A suspect goes only to a
-        worker that holds nothing, alone in its take, and that worker is handed nothing more until it has settled it. Where
-        no worker is free for one, the next that asks is *set apart*: it is handed nothing until it holds nothing.
+        A job under which two leases ran out is a *suspect*: it may be what kills its workers. Suspects of one handler go
+        to a worker that holds nothing, nothing else with them, and no more than :data:`~bus.store.jobs.COMPANY` says; it is
+        handed nothing more until it has settled them. Where no worker is free for some, the next that asks is *set apart*:
+        it is handed nothing until it holds nothing. Suspects and fresh work of their handler take turns.
         """
 
     def beat(
@@ -247,7 +254,7 @@ class Store(Protocol):
 
         ``held`` names the jobs in the worker's hands. Of the takes up to its last ``ticket``, but for those whose answers
         are still on their way (``unanswered``), everything else is handed back. The sweep recovers the jobs of expired leases (to the head of their lanes, or as ``poison`` to the dead
-        letters once ``max_lost`` leases ran out under one), moves due work to its lanes and drops dead letters past
+        letters once ``max_lost`` leases ran out under one; five, or innocents may end so too), moves due work to its lanes and drops dead letters past
         their retention, and rings again wherever work is ready and nobody was told. ``serves`` names what the worker takes
         work for (``queue|handler``), for the census.
         """

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 __all__ = [
+    "COMPANY",
     "PRIORITIES",
+    "SUSPECT",
     "Beat",
     "Census",
+    "Company",
     "Count",
     "Dead",
     "Exchange",
@@ -78,6 +81,19 @@ Verdict = Literal["ack", "retry", "pass", "dead", "back"]
 lane may pass it. ``dead``: to the dead letters. ``back``: at once available again, at the head of its lane."""
 
 
+SUSPECT = 2
+"""Leases that ran out under a job before it is a suspect. Not one: or all that a killed worker held would be made to wait."""
+
+Company = tuple[int, int, int]
+COMPANY: Company = (256, 16, 1)
+"""How many suspects are taken together at the most: of those under which two leases ran out, three, and more than that.
+
+One of them may kill its worker, and nobody knows which. So they are in smaller company each time, and alone the last time
+before ``max_lost`` (five): then no innocent job ends as poison, and thousands that were in flight in a worker that was
+killed do not wait for one another.
+"""
+
+
 class Settlement(NamedTuple):
     """The end of one delivery. ``notes`` replace the job's notes on retry, pass and dead."""
 
@@ -106,8 +122,8 @@ class Count(NamedTuple):
     """The unfinished work of one handler on one queue.
 
     ``ready`` are entries that can be taken now (a lane with work counts once), ``delayed`` jobs that are not due yet,
-    ``held`` lanes that wait for the retry of their head, ``suspects`` jobs that wait to be taken alone, ``in_flight`` jobs
-    by worker. ``unfinished`` counts every job; what is in none of the others waits in a lane behind another. ``oldest`` is
+    ``held`` lanes that wait for the retry of their head, ``suspects`` jobs that wait to be taken with their like only,
+    ``in_flight`` jobs by worker. ``unfinished`` counts every job; what is in none of the others waits in a lane behind another. ``oldest`` is
     the body of the oldest ready job.
     """
 
@@ -161,8 +177,8 @@ class Dead(NamedTuple):
 class Exchange(NamedTuple):
     """The answers of :meth:`Store.exchange`, in the order of the questions.
 
-    ``apart`` names the queue with a suspect for which the worker is set apart, or nothing: then it is of no use to ask
-    again before it holds nothing, and that queue should ask first.
+    ``apart`` names the handler (``queue|handler``) for whose suspects the worker is set apart, or nothing: then it is of no
+    use to ask again before it holds nothing, and that handler's work should be asked for first, by itself.
     """
 
     settled: list[bool]

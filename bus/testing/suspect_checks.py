@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.store.base import Store
+from bus.store.base import COMPANY, Store
 from bus.testing.lease_checks import lose_lease
 from bus.testing.store_checks import NEVER, Worker, bodies, collected, enqueue
 
@@ -27,7 +27,7 @@ def check_a_job_lost_once_is_taken_with_others(store: Store) -> None:
     assert bodies(Worker(store, "w3").take()) == [b"1", b"2"], "one killed worker's jobs are no suspects"
 
 
-def check_a_suspect_is_taken_alone(store: Store) -> None:
+def check_a_suspect_is_taken_with_nothing_else(store: Store) -> None:
     worker, other = Worker(store), Worker(store, "w2")
     suspect(store)
     enqueue(store, b"1", b"2")
@@ -35,7 +35,7 @@ def check_a_suspect_is_taken_alone(store: Store) -> None:
     answer = store.exchange(worker.name, (), [worker.wish()])
 
     assert [(one.body, one.lost) for one in answer.taken] == [(b"suspect", 2)], f"a worker at leisure got {answer}"
-    assert answer.apart == "q", f"the worker is apart for {answer.apart!r}"
+    assert answer.apart == "q|h", f"the worker is apart for {answer.apart!r}"
     assert worker.take() == [], "more was handed out while the suspect runs"
     assert worker.take(handlers=("h2",)) == [], "work of another handler was handed out while the suspect runs"
     assert bodies(other.take()) == [b"1", b"2"], "others do not go on meanwhile"
@@ -55,10 +55,10 @@ def check_a_busy_worker_is_set_apart_for_a_suspect(store: Store) -> None:
     apart = store.exchange(worker.name, (), [worker.wish(1)])
     beside = store.exchange(other.name, (), [other.wish(1)])
 
-    assert (apart.taken, apart.apart) == ([], "q"), f"a worker that holds something got {apart}"
+    assert (apart.taken, apart.apart) == ([], "q|h"), f"a worker that holds something got {apart}"
     assert (bodies(beside.taken), beside.apart) == ([b"1"], ""), f"one is apart already, and another got {beside}"
     done = worker.settle_and_take(long)
-    assert (bodies(done.taken), done.apart) == ([b"suspect"], "q"), f"now that it holds nothing it got {done}"
+    assert (bodies(done.taken), done.apart) == ([b"suspect"], "q|h"), f"now that it holds nothing it got {done}"
 
 
 def check_nobody_stays_apart_for_a_suspect_that_another_took(store: Store) -> None:
@@ -66,7 +66,7 @@ def check_nobody_stays_apart_for_a_suspect_that_another_took(store: Store) -> No
     enqueue(store, b"long", handler="h2")
     suspect(store)
     worker.take(1, handlers=("h2",))
-    assert store.exchange(worker.name, (), [worker.wish()]).apart == "q", (
+    assert store.exchange(worker.name, (), [worker.wish()]).apart == "q|h", (
         "a worker that holds something was not set apart"
     )
     store.pause("q")
@@ -120,6 +120,104 @@ def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
     assert bodies(two.take()) == [b"2"], "a second suspect waits for the first"
 
 
+def lose_often(store: Store, n: int, times: int) -> None:
+    """Queue jobs, and have leases run out under all of them, whatever company they are in."""
+    enqueue(store, *(b"%d" % number for number in range(n)))
+    for _ in range(times):
+        doomed, taken = list[Worker](), 0
+        while taken < n:
+            doomed.append(Worker(store, f"doomed {len(doomed)}"))
+            taken += len(doomed[-1].take(n))
+        for worker in reversed(doomed):  # so that they stand as they stood
+            lose_lease(worker, to=Worker(store, "sweeper"))
+
+
+def check_suspects_are_in_smaller_company_at_each_loss(store: Store) -> None:
+    many, some, one = COMPANY
+    sweeper = Worker(store, "sweeper")
+    lose_often(store, many + some, 2)
+    first, second = Worker(store, "first"), Worker(store, "second")
+
+    taken, rest = first.take(1_000), second.take(1_000)
+
+    assert bodies(taken) == [b"%d" % n for n in range(many)], f"after two losses {len(taken)} were taken together"
+    assert bodies(rest) == [b"%d" % n for n in range(many, many + some)], f"the next ones were {bodies(rest)}"
+    lose_lease(first, to=sweeper)
+    third = Worker(store, "third")
+    taken = third.take(1_000)
+    assert bodies(taken) == [b"%d" % n for n in range(some)], f"after three losses {len(taken)} were taken together"
+    lose_lease(second, to=sweeper)
+    lose_lease(third, to=sweeper)
+    done = list[bytes]()
+    while taken := third.take(1_000):
+        assert len(taken) <= (some if taken[0].lost == 3 else one), f"{len(taken)} were taken together: {taken}"
+        done += bodies(one for one in taken if third.settle(one))
+    assert done[-some:] == [b"%d" % n for n in range(some)], "those that lost the most were not the last"
+    assert sorted(done) == sorted(b"%d" % n for n in range(many + some)), f"not every job was done once: {done}"
+
+
+def check_suspects_and_fresh_work_take_turns(store: Store) -> None:
+    worker = Worker(store)
+    lose_often(store, 3, 4)
+    enqueue(store, b"a", b"b", key="fresh")
+    enqueue(store, b"other", handler="h2")
+    came = list[tuple[list[bytes], str]]()
+
+    while len(came) < 6:
+        answer = store.exchange(worker.name, (), [worker.wish(1)])
+        came.append((bodies(answer.taken), answer.apart))
+        for one in answer.taken:
+            worker.settle(one)
+
+    alone = [([b"%d" % n], "q|h") for n in range(3)]
+    assert came == [alone[0], ([b"a"], ""), alone[1], ([b"b"], ""), alone[2], ([], "")], f"in turn came {came}"
+
+
+def check_the_turns_of_others_are_not_waited_for(store: Store) -> None:
+    one, two, three = (Worker(store, f"w{n}") for n in range(3))
+    lose_often(store, 3, 4)
+    enqueue(store, b"fresh", b"more")
+    store.wait(["q|h"], 0)
+
+    took = [bodies(worker.take(1)) for worker in (one, two, three)]
+
+    assert took == [[b"0"], [b"fresh"], [b"1"]], f"three idle workers got {took}"
+    enqueue(store, b"of another", handler="h2")
+    assert bodies(two.take(handlers=("h2",))) == [b"of another"], "a handler without suspects waits for a turn"
+
+
+def check_who_takes_fresh_work_tells_of_the_suspects(store: Store) -> None:
+    one, two = Worker(store), Worker(store, "w2")
+    lose_often(store, 2, 4)
+    one.take()
+    enqueue(store, b"fresh")
+    store.wait(["q|h"], 0)
+
+    assert bodies(two.take()) == [b"fresh"], "it was not fresh work's turn"
+
+    assert store.wait(["q|h"], 0).rang == "q|h", "it is the suspects' turn, and nobody was told"
+
+
+def check_a_suspect_that_comes_free_rings_for_others(store: Store) -> None:
+    worker, apart = Worker(store), Worker(store, "w2")
+    suspect(store, b"suspect", key="a")
+    enqueue(store, b"first", key="a")
+    worker.settle(worker.take_one(), "pass", 0)
+    worker.beat()
+    first = worker.take_one()
+    enqueue(store, b"long", handler="h2")
+    long = worker.take_one(handlers=("h2",))
+    suspect(store, b"elsewhere", queue="q2", handler="h3")
+    apart.take_one(queue="q2", handlers=("h3",))
+    store.wait(["q|h"], 0)
+
+    after = worker.settle_and_take(first)
+
+    assert (after.settled, after.taken, after.apart) == ([True], [], ""), f"a busy worker got {after}"
+    assert store.wait(["q|h"], 0).rang == "q|h", "a suspect became the head of its lane, and nobody was told"
+    assert worker.settle(long), "the worker lost what it held"
+
+
 def check_a_suspect_holds_its_lane(store: Store) -> None:
     worker, other = Worker(store), Worker(store, "w2")
     suspect(store, b"1", key="a")
@@ -156,14 +254,23 @@ def check_a_suspect_behind_others_of_its_lane_is_one_still(store: Store) -> None
 
 
 def check_poison_takes_no_innocents_along(store: Store) -> None:
-    enqueue(store, *(b"before %d" % n for n in range(5)))
+    poison_among(store, 5, most=3)
+
+
+def check_poison_takes_none_of_many_innocents_along(store: Store) -> None:
+    poison_among(store, 3 * COMPANY[0], most=1_000)
+
+
+def poison_among(store: Store, n: int, *, most: int) -> None:
+    """Whoever takes the poison dies with all that it took; others do what they take."""
+    enqueue(store, *(b"before %d" % one for one in range(n)))
     enqueue(store, b"poison", b"after", key="a")
     enqueue(store, *(b"beside %d" % n for n in range(5)), key="b")
     sweeper, done = Worker(store, "sweeper"), list[bytes]()
 
     for life in range(40):
         worker = Worker(store, f"life {life}")
-        while taken := worker.take(3):
+        while taken := worker.take(most):
             if b"poison" in bodies(taken):  # what was taken beside it dies with it, settled or not
                 lose_lease(worker, to=sweeper, max_lost=5)
                 break
@@ -173,7 +280,7 @@ def check_poison_takes_no_innocents_along(store: Store) -> None:
 
     assert [(one.body, one.reason, one.lost) for one in store.dead()] == [(b"poison", "poison", 5)], "others died too"
     assert sorted(done) == sorted(
-        [b"after", *(b"before %d" % n for n in range(5)), *(b"beside %d" % n for n in range(5))]
+        [b"after", *(b"before %d" % one for one in range(n)), *(b"beside %d" % n for n in range(5))]
     ), f"not every innocent was done once: {done}"
 
 

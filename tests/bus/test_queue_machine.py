@@ -8,7 +8,8 @@ A model that knows nothing of lists, sets and scripts says after each step what 
 * a take empties a priority before it looks at the next, and shares itself among the handlers that have work;
 * turns: while a job stands ready, of its route (queue, handler, priority) only those are handed out before it that
   stood ready when it became so, each once, and those that have been put back to the head since;
-* lost leases are counted under each job: two, and it is only ever taken alone; one too many, and it is a dead letter;
+* lost leases are counted under each job: two, and it is only ever taken with its like, in smaller company each time; one
+  too many, and it is a dead letter. Between two such groups fresh work of their handler has its turn;
 * where work is ready, somebody is rung for it.
 
 Time moves by hours, in leaps: the clock of memory travels, and on Redis the scores of what waits for a time are moved
@@ -40,7 +41,7 @@ from hypothesis.stateful import (
 )
 
 from bus.clock import Clock
-from bus.store.base import Beat, Exchange, Job, Post, Route, Settlement, Store, Take, Taken, Verdict
+from bus.store.base import SUSPECT, Beat, Company, Exchange, Job, Post, Route, Settlement, Store, Take, Taken, Verdict
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.testing.store_checks import append, batch, post
@@ -54,9 +55,9 @@ PLACES = 3
 """Workers at a time; the name of one that crashed is not used again."""
 NAMES = tuple(f"{queue}|{handler}" for queue in QUEUES for handler in HANDLERS)
 KEYS = ("", "a", "b", "c|1")
-MAX_LOST = 3
-SUSPECT = 2
-"""So many lost leases make a job a suspect: it is worked on alone."""
+MAX_LOST = 5
+COMPANY: Company = (3, 2, 1)
+"""How many suspects may be lost together."""
 
 SECOND_MS = 1_000
 """Between any two leases, lest their order depend on whether the clock of a real server moved on."""
@@ -107,6 +108,11 @@ class Piece:
     def suspect(self) -> bool:
         return self.lost >= SUSPECT
 
+    @property
+    def company(self) -> int:
+        """How many of its like it may be taken with, itself included."""
+        return COMPANY[min(self.lost - SUSPECT, len(COMPANY) - 1)]
+
 
 @dataclass(eq=False)
 class Turn:
@@ -134,8 +140,10 @@ class Model:
         self.books: defaultdict[str, dict[Piece, int]] = defaultdict(dict)
         """What each worker holds as the store must see it, with the ticket, in the order of the takes."""
         self.leases: dict[str, int] = {}
-        self.apart: dict[str, tuple[str, Piece | None]] = {}
-        """For which queue a worker is set apart, and the suspect that it works on, once it does."""
+        self.apart: dict[str, tuple[str, str, bool]] = {}
+        """For which queue and handler a worker is set apart, and whether it works on suspects already."""
+        self.fresh_next: set[tuple[str, str]] = set()
+        """Where a group of suspects was handed out, and others wait: fresh work has its turn."""
         self.paused: set[str] = set()
         self.bells: set[str] = set()
         """The names that must have been rung and were not heard yet."""
@@ -196,44 +204,63 @@ class Model:
     def take(self, worker: str, take: Take, taken: Sequence[Taken]) -> str:
         """Hold the answer to a take against all that it must be. Returns for which queue the worker is apart."""
         there = self.eligible(take)
-        suspects = [turn for turn in there if turn.piece.suspect]
         free = [turn for turn in there if not turn.piece.suspect]
         if take.limit == 0 or not take.handlers:
             assert not taken, f"nothing was asked for, and {taken} came"
             return ""
         if worker in self.apart:
-            queue, suspect = self.apart[worker]
-            if suspect is not None or any(
-                one.queue == queue and one.suspect for one in (turn.piece for turn in self.running())
-            ):
+            queue, handler, works = self.apart[worker]
+            if works or any((one.queue, one.handler) == (queue, handler) and one.suspect for one in self.running()):
                 assert not taken, f"{worker} is set apart, and was handed {taken}"
-                return queue
-            del self.apart[worker]  # another one took it, or it cannot be taken now
-        if suspects and not self.books[worker]:
-            assert len(taken) == 1, f"one suspect alone should have come: {taken}"
-            self._fly(worker, taken[0], suspects)
-            self.apart[worker] = (take.queue, self.pieces[name_of(taken[0])])
-            # The next suspects are for the next idle workers.
-            self.bells |= {f"{take.queue}|{turn.piece.handler}" for turn in suspects if turn.piece in self.ready}
-        elif suspects and not self.apart:
+                return f"{queue}|{handler}"
+            del self.apart[worker]  # others took them, or they cannot be taken now
+        suspected = next((one for one in take.handlers if self._suspects_turn(take.queue, one, there)), None)
+        works = not self.books[worker]
+        if suspected is not None and works:
+            self._take_suspects(worker, suspected, take, taken)
+            # Those that are left lying are for the next idle workers.
+            left = [turn.piece for turn in there if turn.piece in self.ready and turn.piece.suspect]
+            self.bells |= {f"{piece.queue}|{piece.handler}" for piece in left}
+        elif suspected is not None and not self.apart:
             assert not taken, f"{worker} is to be set apart, and was handed {taken}"
-            self.apart[worker] = (take.queue, None)
+            self.apart[worker] = (take.queue, suspected, False)
         else:
             assert len(taken) == min(take.limit, len(free)), f"of {len(free)} ready, {take.limit} asked: {taken}"
             for one in taken:
                 self._fly(worker, one, free)
             self._check_shares(take, taken)
+            turned = self.fresh_next & {(take.queue, one.route.handler) for one in taken}
+            self.fresh_next -= turned
+            self.bells |= {f"{queue}|{handler}" for queue, handler in turned}
         if taken:
             self.leases.setdefault(worker, self.now_ms + LEASE_MS)
         if len(taken) == take.limit or worker in self.apart:
-            # A suspect that is left lying is not told on: whoever is set apart for it comes, or the next sweep tells.
+            # Suspects for which it is set apart are not told on: it comes itself, or the next sweep tells.
             self.bells |= {f"{take.queue}|{turn.piece.handler}" for turn in free if turn.piece in self.ready}
-        return self.apart[worker][0] if worker in self.apart else ""
+        return "|".join(self.apart[worker][:2]) if worker in self.apart else ""
 
-    def running(self) -> list[Turn]:
+    def _suspects_turn(self, queue: str, handler: str, there: Iterable[Turn]) -> bool:
+        """Whether there are suspects of a handler, and it is not the turn of fresh work that is there too."""
+        mine = [turn.piece.suspect for turn in there if turn.piece.handler == handler]
+        return any(mine) and ((queue, handler) not in self.fresh_next or all(mine))
+
+    def _take_suspects(self, worker: str, handler: str, take: Take, taken: Sequence[Taken]) -> None:
+        """A group of one handler's, of those that lost the fewest leases."""
+        mine = [turn for turn in self.eligible(take) if turn.piece.handler == handler and turn.piece.suspect]
+        company = max(turn.piece.company for turn in mine)
+        row = [turn for turn in mine if turn.piece.company == company]
+        assert len(taken) == min(take.limit, company, len(row)), f"of {len(row)} suspects came {taken}"
+        for one in taken:
+            self._fly(worker, one, row)
+        self.apart[worker] = (take.queue, handler, True)
+        if len(mine) > len(taken):
+            self.fresh_next.add((take.queue, handler))
+        else:
+            self.fresh_next.discard((take.queue, handler))
+
+    def running(self) -> list[Piece]:
         """What is ready and not paused."""
-        turns = self.ready.values()
-        return [one for one in turns if not self.paused & {one.piece.queue, f"{one.piece.queue}|{one.piece.handler}"}]
+        return [one for one in self.ready if not self.paused & {one.queue, f"{one.queue}|{one.handler}"}]
 
     def _fly(self, worker: str, one: Taken, choice: Iterable[Turn]) -> None:
         piece = self.pieces[name_of(one)]
@@ -380,6 +407,7 @@ class Model:
             for books in self.books.values():
                 books.pop(piece, None)
         self.due = [due for due in self.due if due.piece.queue != queue]
+        self.fresh_next = {one for one in self.fresh_next if one[0] != queue}
         return len(dropped)
 
     def resume(self, name: str) -> bool:
@@ -407,8 +435,10 @@ class Model:
 
 
 def _stand_together(one: Piece, other: Piece) -> bool:
-    """Whether the two are called in turn. Suspects stand in a row of their own."""
-    return one.suspect == other.suspect and (one.suspect or one.route == other.route)
+    """Whether the two are called in turn. A handler's suspects stand in rows of their own, by their company."""
+    if not (one.suspect and other.suspect):
+        return one.suspect == other.suspect and one.route == other.route
+    return (one.queue, one.handler, one.company) == (other.queue, other.handler, other.company)
 
 
 def name_of(one: Any) -> bytes:
@@ -723,6 +753,16 @@ class Queueing(RuleBasedStateMachine):
             self.lose_the_lease(place)
             self.crash(place)
 
+    @rule(
+        queue=queues, handler=handlers, place=places, some=st.integers(2, 6), times=st.integers(SUSPECT, MAX_LOST - 1)
+    )
+    def suspects_beside_fresh_work(self, queue: str, handler: str, place: int, some: int, times: int) -> None:
+        for _ in range(some):
+            self.enqueue(queue, handler, "", 1, 0)
+        self.kill_again_and_again(place, (queue, (handler,), 9), times)
+        for _ in range(some):
+            self.enqueue(queue, handler, "", 1, 0)
+
     @rule(place=places)
     def leave(self, place: int) -> None:
         player = self.players[place]
@@ -837,9 +877,11 @@ class Queueing(RuleBasedStateMachine):
         assert not flying or max(flying.values()) == 1
 
     @invariant()
-    def a_suspect_is_alone(self) -> None:
+    def suspects_are_among_their_like(self) -> None:
         for worker, books in self.model.books.items():
-            assert len(books) < 2 or not any(piece.suspect for piece in books), f"{worker} holds {books}"
+            kinds = {(piece.handler, piece.company) if piece.suspect else None for piece in books}
+            assert kinds <= {None} or len(kinds) == 1, f"{worker} holds {books}"
+            assert all(len(books) <= piece.company for piece in books if piece.suspect), f"{worker} holds {books}"
 
     def _everything_ends(self) -> None:
         """Whatever was accepted and is not over can still be worked off, in order, and then nothing is left of it."""
@@ -871,7 +913,7 @@ class Queueing(RuleBasedStateMachine):
 class MemoryWorld:
     def __init__(self) -> None:
         self._clock = Clock()
-        self.store: Store = MemoryStore(self._clock, lease_ms=LEASE_MS)
+        self.store: Store = MemoryStore(self._clock, lease_ms=LEASE_MS, company=COMPANY)
 
     def travel(self, ms: int) -> None:
         self._clock.travel(ms)
@@ -903,7 +945,7 @@ class RedisWorld:
     )
 
     def __init__(self, url: str, namespace: str, client: Any) -> None:
-        store = RedisStore(url, namespace, lease_ms=LEASE_MS)
+        store = RedisStore(url, namespace, lease_ms=LEASE_MS, company=COMPANY)
         self.store: Store = store
         self._client = client
         self._prefix = store.prefix

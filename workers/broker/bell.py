@@ -137,7 +137,7 @@ class Bell:
             for take in takes:
                 jobs = [one for one in kept if one.ticket == take.ticket]
                 brought.setdefault(take.queue, []).extend(jobs)
-                if take.queue in waiters and (len(jobs) == take.limit or woken.apart == take.queue):
+                if take.queue in waiters and (len(jobs) == take.limit or woken.apart.startswith(f"{take.queue}|")):
                     self.ring(take.queue)
             in_vain = not woken.taken and self._rang_in_vain(woken.rang, waiters)
             books.hand_back([(one.job, one.ticket) for one in refused])

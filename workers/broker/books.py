@@ -236,9 +236,9 @@ class Books:
         room = self.rooms.fill(queue, handler)
         self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, queue, handler, room, time.monotonic())
 
-    def _stand_apart(self, queue: str) -> None:
-        if queue != self.rooms.apart_for:
-            self.rooms.apart_for = queue
+    def _stand_apart(self, name: str) -> None:
+        if name != self.rooms.apart_for:
+            self.rooms.apart_for = name
             self.changed.notify_all()
 
     def receive_unasked(self, answer: Woken, queues: Collection[str]) -> tuple[list[Taken], list[Taken]]:

@@ -157,12 +157,19 @@ class Room:
 
     def share(self, queue: str) -> int:
         """How many jobs this queue may take now."""
-        free = min(self._left, self._limits.get(queue, self._most) - self._loads[queue])
+        free = min(self._left, self._limit_of(queue) - self._loads[queue])
         if free <= 0:
             return 0
         line = [name for name, hopes in self._hopeful.items() if name == queue or hopes()]
         share = -(-free // len(line))
         return max(0, min(share, free - share * line.index(queue))) if queue in line else share
+
+    def whole(self, queue: str) -> int:
+        """How many jobs this queue may take while nothing is in the room and nobody else may ask."""
+        return min(self.ahead, self._limit_of(queue))
+
+    def _limit_of(self, queue: str) -> int:
+        return self._limits.get(queue, self._most)
 
     def serve(self, queue: str) -> None:
         """It has asked: now it stands at the end of the line."""
@@ -177,7 +184,7 @@ class Rooms:
         self.threads = Room()
         self.loop = Room(concurrency)
         self.apart_for = ""
-        """The queue with a suspect for which this worker is set apart: until it holds nothing there is no room."""
+        """The handler (``queue|handler``) for whose suspects this worker is set apart: until it holds nothing there is no room."""
         self._staff = staff
         self._loads: Counter[str] = Counter()  # by handler, with what was promised to it
 
@@ -189,7 +196,7 @@ class Rooms:
         """A queue's consumer has ended. Safe twice."""
         self.threads.leave(queue)
         self.loop.leave(queue)
-        if self.apart_for == queue:
+        if self.apart_for.startswith(f"{queue}|"):
             self.apart_for = ""
 
     def clear(self) -> None:
@@ -223,7 +230,7 @@ class Rooms:
     def wishes(self, queue: str, hopes: Collection[str]) -> list[Wish]:
         """What to ask for, of these handlers: one wish for each kind of work that there is room for."""
         if self.apart_for:
-            return self._wish_for_suspect(queue)
+            return self._wish_for_suspects(queue)
         shares = [(room, room.share(queue)) for room in (self.threads, self.loop)]
         return [wish for room, share in shares if share > 0 for wish in self._wish(room, queue, hopes, share)]
 
@@ -245,11 +252,13 @@ class Rooms:
         unlimited = all(each == limit for each in most)
         return [Wish(queue, names, limit, () if unlimited else most, 2 * limit >= room.ahead)]
 
-    def _wish_for_suspect(self, queue: str) -> list[Wish]:
-        """In one take: a second one, for other handlers, could bring something beside the suspect."""
-        handlers = tuple(self._staff.handlers_of(queue))
-        idle = self.threads.empty and self.loop.empty
-        return [Wish(queue, handlers, 1, urgent=True)] if queue == self.apart_for and idle and handlers else []
+    def _wish_for_suspects(self, queue: str) -> list[Wish]:
+        """For these alone: a wish for other handlers could bring fresh work first, and then it would not be idle any more."""
+        its_queue, _, handler = self.apart_for.partition("|")
+        if queue != its_queue or not (self.threads.empty and self.loop.empty):
+            return []
+        room = self.of(handler)
+        return [wish._replace(urgent=True) for wish in self._wish(room, queue, [handler], room.whole(queue))]
 
     def _left_for(self, handler: str, otherwise: int) -> int:
         limit = self._staff.limit_of(handler)

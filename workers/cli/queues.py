@@ -166,7 +166,7 @@ def _flying(state: QueueState) -> str:
 def _remarks(state: QueueState) -> str:
     remarks = [
         ("paused", state.paused),
-        (f"{state.suspects} to be taken alone", state.suspects),
+        (f"{state.suspects} suspects, taken apart", state.suspects),
         ("nobody serves it", state.orphaned),
     ]
     return ", ".join(text for text, so in remarks if so)

@@ -115,17 +115,9 @@ end
 -- 6. A ring that a dying worker took along is rung again.
 local paused = {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
-local suspected = {}
-for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
-  local _, _, queue, handler = unpack_suspect(member)
-  suspected[queue .. '|' .. handler] = true
-end
 for _, name in ipairs(call('HKEYS', P .. 'pending')) do
   if not paused[name] and not paused[string.match(name, '^[^|]*')] then
-    if suspected[name] then ring(name) end
-    for prio = 0, 2 do
-      if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then ring(name) end
-    end
+    if call('HEXISTS', P .. 'suspects', name) == 1 or any_ready(name) then ring(name) end
   end
 end
 

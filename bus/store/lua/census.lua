@@ -19,10 +19,11 @@ for _, member in ipairs(call('ZRANGE', P .. 'due', 0, 9999)) do
   if it and kind == 'L' then it.lanes = it.lanes + 1 elseif it then it.delayed = it.delayed + 1 end
 end
 
-for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, 9999)) do
-  local _, _, queue, handler = unpack_suspect(member)
-  local it = of[queue .. '|' .. handler]
-  if it then it.suspects = it.suspects + 1 end
+for _, name in ipairs(call('HKEYS', P .. 'suspects')) do
+  for lost = SUSPECT, MOST_SUSPECT do
+    local it = of[name]
+    if it then it.suspects = it.suspects + call('LLEN', P .. 'suspects:' .. name .. '|' .. lost) end
+  end
 end
 
 for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do

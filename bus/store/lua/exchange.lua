@@ -2,15 +2,17 @@
 -- End deliveries, then hand out jobs of some handlers: in one step, so that what comes free is there to be taken, whatever
 -- the server knows of our scripts. Draining must go on when the server is full, hence allow-oom.
 --
--- A take is a pop: priority by priority, and within one, a turn each. A suspect goes to a worker that holds nothing, alone.
--- Where all are busy, one is set apart: it is handed nothing more, and when it holds nothing, the suspect.
+-- A take is a pop: priority by priority, and within one, a turn each. Suspects go to a worker that holds nothing, so many at a
+-- time as may be lost together. Where all are busy, one is set apart: it is handed nothing more, and when it holds nothing,
+-- suspects. These and fresh work of their handler take turns.
 --
 -- KEYS  1 prefix
--- ARGV  1 worker, 2 lease ms for a worker that has none yet (0: it is handed nothing), 3 number of settlements, then each:
+-- ARGV  1 worker, 2 lease ms for a worker that has none yet (0: it is handed nothing), 3 how many suspects are taken together
+--       that lost 2, 3, or more leases, separated by spaces, 4 number of settlements, then each:
 --       job|ticket|verdict|delay ms|notes;
 --       then for each take: ticket, limit, queue, number of handlers, then for each its name and how many of it at the most
 -- Answer {for each settlement: 1, or 0 where the worker does not hold that job under that ticket},
---        then for each take {the queue for which the worker is set apart or "",
+--        then for each take {queue|handler for whose suspects the worker is set apart or "",
 --                            then for each job: job|priority|lost|handler|key, body, notes}
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
@@ -72,42 +74,66 @@ end
 local paused = {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 
--- For which queue the worker stands apart already, if it does still.
+-- For whose suspects the worker stands apart already, if it does still.
 local function apart_before()
-  local apart_for = call('HGET', P .. 'apart', worker)
-  if not apart_for then return end
-  local of, alone_with = string.match(apart_for, '^([^|]*)|(.*)$')
-  local needed = alone_with ~= ''
-  for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
-    local _, _, its_queue, handler = unpack_suspect(member)
-    needed = needed or its_queue == of and not paused[of] and not paused[of .. '|' .. handler]
-  end
-  if needed then return of end
-  call('HDEL', P .. 'apart', worker) -- another one took it
+  local entry = call('HGET', P .. 'apart', worker)
+  if not entry then return end
+  local name, queue, works = string.match(entry, '^(([^|]*)|[^|]*)|(.*)$')
+  local waiting = call('HEXISTS', P .. 'suspects', name) == 1 and not paused[queue] and not paused[name]
+  if works == '+' or waiting then return name end
+  call('HDEL', P .. 'apart', worker) -- others took them
 end
 
--- Whether the worker is apart from now on, with the first suspect of the wanted handlers in hand if it held nothing else.
-local function stand_apart(queue, wanted, hand_out)
-  local found = false
-  for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
-    local job, prio, of, handler, key = unpack_suspect(member)
-    if of == queue and wanted[handler] then
-      if found then
-        ring(queue .. '|' .. handler) -- the next suspect is for the next idle worker
-      elseif call('EXISTS', held) == 0 then
-        call('LREM', P .. 'suspects', 1, member)
-        hand_out(job, prio, handler, key)
-        call('HSET', P .. 'apart', worker, queue .. '|' .. job)
-        found = true
-      elseif call('EXISTS', P .. 'apart') == 0 then
-        call('HSET', P .. 'apart', worker, queue .. '|')
-        return true
-      else
-        return false
-      end
-    end
+-- Which of these handlers has suspects whose turn it is. Fresh work that is ready has its turn after each group of them.
+local function handler_with_suspects(queue, handlers, left)
+  for _, handler in ipairs(handlers) do
+    local name = queue .. '|' .. handler
+    local turn = left[handler] > 0 and call('HGET', P .. 'suspects', name)
+    if turn and (turn == 's' or not any_ready(name)) then return handler end
   end
-  return found
+end
+
+-- One group, of those that lost the fewest leases. The next turn is fresh work's.
+local function hand_out_suspects(name, handler, room, hand_out)
+  local group, more
+  local lost = SUSPECT
+  for company in string.gmatch(ARGV[3], '%d+') do
+    local row = P .. 'suspects:' .. name .. '|' .. lost
+    group = group or call('LPOP', row, math.min(room, tonumber(company)))
+    more = more or call('EXISTS', row) == 1
+    lost = lost + 1
+  end
+  for _, entry in ipairs(group) do
+    local prio, job, key = unpack_suspect(entry)
+    hand_out(job, prio, handler, key)
+  end
+  if more then
+    call('HSET', P .. 'suspects', name, 'f')
+  else
+    call('HDEL', P .. 'suspects', name)
+  end
+end
+
+-- One handler's share of one priority. Answers how many there were.
+local function hand_out_fresh(name, handler, prio, n, hand_out)
+  local entries = n > 0 and call('LPOP', P .. 'ready:' .. name .. '|' .. prio, n) or {}
+  for _, entry in ipairs(entries) do
+    local key, job = '', string.sub(entry, 2)
+    if string.sub(entry, 1, 1) == 'L' then
+      key = job
+      job = call('LINDEX', P .. 'lane:' .. name .. '|' .. key, 0)
+    end
+    if job then hand_out(job, prio, handler, key) end
+  end
+  return #entries
+end
+
+-- Fresh work was handed out: if it was its turn, it is the suspects' now.
+local function end_turn(name)
+  if call('HGET', P .. 'suspects', name) == 'f' then
+    call('HSET', P .. 'suspects', name, 's')
+    ring(name)
+  end
 end
 
 local function take(ticket, room, queue, first, last)
@@ -115,13 +141,12 @@ local function take(ticket, room, queue, first, last)
   local of = apart_before()
   if of then return { of } end
 
-  local handlers, wanted, left = {}, {}, {} -- left: how many more of each
+  local handlers, left = {}, {} -- left: how many more of each
   for at = first, last, 2 do
     local handler = ARGV[at]
     if not paused[queue] and not paused[queue .. '|' .. handler] then
       handlers[#handlers + 1] = handler
       left[handler] = tonumber(ARGV[at + 1])
-      wanted[handler] = left[handler] > 0
     end
   end
 
@@ -135,24 +160,25 @@ local function take(ticket, room, queue, first, last)
     records[#records + 1] = ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
   end
 
-  local apart = #handlers > 0 and stand_apart(queue, wanted, hand_out)
-  if apart then room = 0 end
+  local suspects = call('EXISTS', P .. 'suspects') == 1
+  local suspected = suspects and handler_with_suspects(queue, handlers, left)
+  local works = suspected and call('EXISTS', held) == 0
+  local apart = suspected and (works or call('EXISTS', P .. 'apart') == 0) and queue .. '|' .. suspected
+  if apart then
+    call('HSET', P .. 'apart', worker, apart .. '|' .. (works and '+' or ''))
+    if works then hand_out_suspects(apart, suspected, math.min(room, left[suspected]), hand_out) end
+    room = 0
+  end
   for prio = 0, 2 do
     local found = true
     while found and room > 0 do
       found = false
       local share = math.ceil(room / #handlers)
       for _, handler in ipairs(handlers) do
-        local n = math.min(share, room, left[handler])
-        local entries = n > 0 and call('LPOP', P .. 'ready:' .. queue .. '|' .. handler .. '|' .. prio, n) or {}
-        for _, entry in ipairs(entries or {}) do
+        local name, n = queue .. '|' .. handler, math.min(share, room, left[handler])
+        if hand_out_fresh(name, handler, prio, n, hand_out) > 0 then
           found = true
-          local key, job = '', string.sub(entry, 2)
-          if string.sub(entry, 1, 1) == 'L' then
-            key = job
-            job = call('LINDEX', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key, 0)
-          end
-          if job then hand_out(job, prio, handler, key) end
+          if suspects then end_turn(name) end
         end
       end
     end
@@ -162,15 +188,14 @@ local function take(ticket, room, queue, first, last)
   for _, handler in ipairs(handlers) do
     local name = queue .. '|' .. handler
     if room == 0 or left[handler] == 0 then
-      for prio = 0, 2 do
-        if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then ring(name) end
-      end
-    elseif rung[name] and call('EXISTS', P .. 'suspects') == 0 then
+      if any_ready(name) then ring(name) end
+    elseif rung[name] and call('HEXISTS', P .. 'suspects', name) == 0 then
       rung[name] = nil
     end
+    if works and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end -- they are for the next idle worker
   end
 
-  local answer = { apart and queue or '' }
+  local answer = { apart or '' }
   if #jobs == 0 then return answer end
   if lease > 0 then call('ZADD', P .. 'workers', 'NX', now + lease, worker) end
   hset_all(held, records)
@@ -184,8 +209,8 @@ local function take(ticket, room, queue, first, last)
   return answer
 end
 
-local at = 4 + tonumber(ARGV[3])
-local answers = { settle_all(4, at - 1) }
+local at = 5 + tonumber(ARGV[4])
+local answers = { settle_all(5, at - 1) }
 while ARGV[at] do
   local last = at + 3 + 2 * tonumber(ARGV[at + 3])
   answers[#answers + 1] = take(ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], at + 4, last)

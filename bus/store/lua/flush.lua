@@ -33,17 +33,18 @@ for _, member in ipairs(call('ZRANGE', P .. 'due', 0, -1)) do
   end
 end
 
-for _, member in ipairs(call('LRANGE', P .. 'suspects', 0, -1)) do
-  local job, _, of, handler, key = unpack_suspect(member)
-  if of == queue then
-    call('LREM', P .. 'suspects', 1, member)
-    if key == '' then dropped[#dropped + 1] = job else drop_lane(handler, key) end
-  end
-end
-
 for _, name in ipairs(call('HKEYS', P .. 'pending')) do
   local of, handler = string.match(name, '^([^|]*)|(.*)$')
   if of == queue then
+    for lost = SUSPECT, MOST_SUSPECT do
+      local row = P .. 'suspects:' .. name .. '|' .. lost
+      for _, entry in ipairs(call('LRANGE', row, 0, -1)) do
+        local _, job, key = unpack_suspect(entry)
+        if key == '' then dropped[#dropped + 1] = job else drop_lane(handler, key) end
+      end
+      call('DEL', row)
+    end
+    call('HDEL', P .. 'suspects', name)
     for prio = 0, 2 do
       local ready = P .. 'ready:' .. name .. '|' .. prio
       for _, entry in ipairs(call('LRANGE', ready, 0, -1)) do

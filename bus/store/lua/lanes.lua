@@ -16,9 +16,11 @@
 --   notes, lost                  hash    job -> bytes of the last settle; job -> leases that ran out under it
 --   lane:queue|handler|key       list    jobs of one lane, the head first; the head stays while it is worked on
 --   ready:queue|handler|prio     list    what can be taken: "L"..key for a lane, "J"..job for a job without one
---   suspects                     list    job|prio|queue|handler|key: what is taken alone, for its workers keep dying
---   apart                        hash    worker -> queue|suspect: it is handed nothing until it holds nothing, the suspect that
---                                it works on alone included (empty while it finishes others); only while it holds something
+--   suspects                     hash    queue|handler, of all with jobs whose workers keep dying -> whose turn it is:
+--                                "s" for these, "f" for fresh work
+--   suspects:queue|handler|lost  list    prio|job|key of these jobs, by lost leases: 2, 3, or 4 and more
+--   apart                        hash    worker -> queue|handler|"+" while it works on suspects, and without the "+" while it
+--                                makes room for some: until it holds nothing it is handed nothing. Then it has no entry
 --   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
@@ -74,19 +76,22 @@ local function ring_all()
 end
 
 -- One job that kills its workers must not take along, time after time, what happened to be beside it. A second lost lease
--- makes it a suspect; not the first, or all that a killed worker held would run one by one.
-local SUSPECT = 2
+-- makes it a suspect, to be taken with its like only, and with fewer at each further loss; not the first, or all that a killed
+-- worker held would be made to wait. Answers with how many leases were lost, so far as that matters, or nothing.
+local SUSPECT, MOST_SUSPECT = 2, 4
 local any_lost
-local function is_suspect(job)
+local function suspicion(job)
   if any_lost == nil then any_lost = call('EXISTS', P .. 'lost') == 1 end
-  return any_lost and tonumber(call('HGET', P .. 'lost', job) or 0) >= SUSPECT
+  local lost = any_lost and tonumber(call('HGET', P .. 'lost', job) or 0) or 0
+  return lost >= SUSPECT and math.min(lost, MOST_SUSPECT)
 end
 
 -- A job can be taken: by itself, or as the head of its lane.
 local function offer(prio, queue, handler, key, job, first)
-  local name, push = queue .. '|' .. handler, first and 'LPUSH' or 'RPUSH'
-  if is_suspect(job) then
-    call(push, P .. 'suspects', job .. '|' .. prio .. '|' .. name .. '|' .. key)
+  local name, push, lost = queue .. '|' .. handler, first and 'LPUSH' or 'RPUSH', suspicion(job)
+  if lost then
+    call(push, P .. 'suspects:' .. name .. '|' .. lost, prio .. '|' .. job .. '|' .. key)
+    call('HSETNX', P .. 'suspects', name, 's')
   else
     call(push, P .. 'ready:' .. name .. '|' .. prio, key == '' and 'J' .. job or 'L' .. key)
   end
@@ -134,9 +139,15 @@ local function put_back(prio, queue, handler, key, job)
   offer(prio, queue, handler, key, job, true)
 end
 
-local function unpack_suspect(member)
-  local job, prio, queue, handler, key = string.match(member, '^(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$')
-  return job, prio, queue, handler, key
+local function unpack_suspect(entry)
+  local prio, job, key = string.match(entry, '^(%d)|(%d+)|(.*)$')
+  return prio, job, key
+end
+
+local function any_ready(name)
+  for prio = 0, 2 do
+    if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then return true end
+  end
 end
 
 -- Whoever was set apart and holds nothing any more is so no longer.

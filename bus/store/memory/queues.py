@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import NamedTuple
 
-from bus.store.base import PRIORITIES, Census, Count, Dead, Retrying, Route, Settlement, Take, Taken
+from bus.store.base import PRIORITIES, SUSPECT, Census, Company, Count, Dead, Retrying, Route, Settlement, Take, Taken
 
 __all__ = ["Queues"]
-
-SUSPECT = 2
-"""Leases that ran out under a job before it is taken alone. Not one: or all that a killed worker held would run one by one."""
 
 
 class _Address(NamedTuple):
@@ -27,6 +24,10 @@ class _Address(NamedTuple):
     def lane(self) -> tuple[str, str, str]:
         return self.route.queue, self.route.handler, self.key
 
+    @property
+    def handler(self) -> str:
+        return f"{self.route.queue}|{self.route.handler}"
+
 
 class _Ready(NamedTuple):
     """An entry of a ready list: a lane's key, or a job that has no lane."""
@@ -36,17 +37,31 @@ class _Ready(NamedTuple):
 
 
 class _Suspect(NamedTuple):
-    """A job that is taken alone, for its workers keep dying."""
+    """A job that is taken with its like only, for its workers keep dying."""
 
     job: str
     address: _Address
 
 
+class _Suspects:
+    """Those of one handler."""
+
+    def __init__(self, kinds: int) -> None:
+        self.rows: list[deque[_Suspect]] = [deque() for _ in range(kinds)]
+        """By how many leases they lost."""
+        self.let_fresh_work_pass = False
+        """Whether it is fresh work's turn."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
+
+
 class _Apart(NamedTuple):
-    """A worker is handed nothing until it holds nothing, the suspect that it works on alone included (if it does yet)."""
+    """A worker is handed nothing until it holds nothing: it works on suspects, or makes room for some."""
 
     queue: str
-    suspect: str = ""
+    handler: str
+    works: bool
 
 
 class _Held(NamedTuple):
@@ -63,7 +78,8 @@ class _Letter(NamedTuple):
 class Queues:
     """The queue side of one namespace. ``ring`` is called with a wake-up's name when it is due, ``ended`` with a job's."""
 
-    def __init__(self, ring: Callable[[str], None], ended: Callable[[str], None]) -> None:
+    def __init__(self, company: Company, ring: Callable[[str], None], ended: Callable[[str], None]) -> None:
+        self._company = company
         self._ring = ring
         self._ended = ended
         self._numbers = count(1)
@@ -74,7 +90,7 @@ class Queues:
         self._ready: defaultdict[Route, deque[_Ready]] = defaultdict(deque)
         # (due, job, address, whether the job holds its lane): the older job is first among what is due at once
         self._due: list[tuple[int, int, _Address, bool]] = []
-        self._suspects: deque[_Suspect] = deque()
+        self._suspects: dict[str, _Suspects] = {}  # by queue|handler, of those that have some
         self._apart: dict[str, _Apart] = {}  # only while the worker holds something
         self._leases: dict[str, int] = {}
         self.serving: dict[str, frozenset[str]] = {}
@@ -110,14 +126,17 @@ class Queues:
 
     def _offer(self, address: _Address, job: str, *, first: bool = False) -> None:
         """A job can be taken: by itself, or as the head of its lane."""
-        route = address.route
-        if self._lost.get(job, 0) >= SUSPECT:
-            suspect = _Suspect(job, address)
-            self._suspects.appendleft(suspect) if first else self._suspects.append(suspect)
+        route, name = address.route, address.handler
+        lost = self._lost.get(job, 0)
+        if lost >= SUSPECT:
+            kinds = len(self._company)
+            rows = self._suspects.setdefault(name, _Suspects(kinds)).rows
+            row, suspect = rows[min(lost - SUSPECT, kinds - 1)], _Suspect(job, address)
+            row.appendleft(suspect) if first else row.append(suspect)
         else:
             ready, entry = self._ready[route], _Ready(address.key, "" if address.key else job)
             ready.appendleft(entry) if first else ready.append(entry)
-        self._ring(f"{route.queue}|{route.handler}")
+        self._ring(name)
 
     def _leave_lane(self, address: _Address) -> None:
         """The head leaves for good; the next one is ready."""
@@ -136,30 +155,34 @@ class Queues:
     # -- take and settle -----------------------------------------------------------------------------------------------
 
     def take(self, worker: str, wish: Take, lease_ends_ms: int) -> list[Taken]:
-        """Priority by priority, and within one, a turn for each handler that is not paused; or a suspect, alone."""
+        """Fresh work, or to a worker that holds nothing a group of suspects."""
         if self._is_apart(worker):
             return []
         most = zip(wish.handlers, wish.most or (wish.limit,) * len(wish.handlers), strict=True)
         left = {one: n for one, n in most if not self._paused & {wish.queue, f"{wish.queue}|{one}"}}
-        wish = wish._replace(handlers=tuple(left))
-        taken = self._stand_apart(worker, wish._replace(handlers=tuple(one for one, n in left.items() if n)))
-        if worker in self._apart:
-            wish = wish._replace(limit=len(taken))
+        taken = self._stand_apart(worker, wish, left)
+        if taken is None:
+            taken = self._take_fresh(worker, wish, left)
+        full = worker in self._apart or len(taken) == wish.limit
+        self._pass_on(wish.queue, [one for one, n in left.items() if full or not n])
+        if taken:
+            self._leases.setdefault(worker, lease_ends_ms)
+        return taken
+
+    def _take_fresh(self, worker: str, wish: Take, left: dict[str, int]) -> list[Taken]:
+        """Priority by priority, and within one, a turn for each handler. ``left`` says how many of each, and is counted down."""
+        taken: list[Taken] = []
         for priority in range(PRIORITIES):
             found = True
-            while found and wish.handlers and len(taken) < wish.limit:
+            while found and left and len(taken) < wish.limit:
                 found = False
-                share = -(-(wish.limit - len(taken)) // len(wish.handlers))
-                for handler in wish.handlers:
-                    some = min(share, wish.limit - len(taken), left[handler])
+                share = -(-(wish.limit - len(taken)) // len(left))
+                for handler, most in left.items():
+                    some = min(share, wish.limit - len(taken), most)
                     got = self._pop(worker, wish, Route(wish.queue, handler, priority), some)
                     left[handler] -= len(got)
                     taken += got
                     found = found or bool(got)
-        full = len(taken) == wish.limit
-        self._pass_on(wish.queue, [one for one, n in left.items() if full or not n])
-        if taken:
-            self._leases.setdefault(worker, lease_ends_ms)
         return taken
 
     def _pop(self, worker: str, wish: Take, route: Route, limit: int) -> list[Taken]:
@@ -168,50 +191,67 @@ class Queues:
             entry = ready.popleft()
             job = self._lanes[route.queue, route.handler, entry.key][0] if entry.key else entry.job
             taken.append(self._hand_out(worker, wish.ticket, job, _Address(route, entry.key)))
+        if taken:
+            self._end_turn(f"{route.queue}|{route.handler}")
         return taken
+
+    def _end_turn(self, name: str) -> None:
+        """Fresh work was handed out: if it was its turn, it is the suspects' now."""
+        suspects = self._suspects.get(name)
+        if suspects and suspects.let_fresh_work_pass:
+            suspects.let_fresh_work_pass = False
+            self._ring(name)
 
     def _hand_out(self, worker: str, ticket: int, job: str, address: _Address) -> Taken:
         self._held[worker][job] = _Held(ticket, address)
         body, notes, lost = self._jobs[job], self._notes.get(job, b""), self._lost.get(job, 0)
         return Taken(job, ticket, address.route, address.key, body, notes, lost)
 
-    def _stand_apart(self, worker: str, wish: Take) -> list[Taken]:
-        """Where a suspect waits: to a worker that holds nothing, or set one apart (see :meth:`bus.store.base.Store.exchange`)."""
-        waiting = [
-            suspect
-            for suspect in self._suspects
-            if suspect.address.route.queue == wish.queue and suspect.address.route.handler in wish.handlers
-        ]
-        if not waiting:
+    def _stand_apart(self, worker: str, wish: Take, left: dict[str, int]) -> list[Taken] | None:
+        """Where suspects wait: a group of them to a worker that holds nothing, or nothing to one that is set apart."""
+        handler = next((one for one, n in left.items() if n and self._has_suspects(wish.queue, one)), None)
+        works = not self._held.get(worker)
+        if handler is None or not (works or not self._apart):
+            return None
+        self._apart[worker] = _Apart(wish.queue, handler, works)
+        if not works:
             return []
-        if self._held.get(worker):
-            if not self._apart:
-                self._apart[worker] = _Apart(wish.queue)
-            return []
-        first, *others = waiting
-        self._suspects.remove(first)
-        self._apart[worker] = _Apart(wish.queue, first.job)
-        for other in others:
-            self._ring(f"{wish.queue}|{other.address.route.handler}")  # the next suspect is for the next idle worker
-        return [self._hand_out(worker, wish.ticket, *first)]
+        taken = self._take_suspects(worker, wish, handler, min(wish.limit, left[handler]))
+        for name in self._suspects.keys() & {f"{wish.queue}|{one}" for one in left}:
+            self._ring(name)  # they are for the next idle worker
+        return taken
+
+    def _has_suspects(self, queue: str, handler: str) -> bool:
+        """Whether it has some whose turn it is. Fresh work that is ready has its turn after each group of them."""
+        suspects = self._suspects.get(f"{queue}|{handler}")
+        return suspects is not None and not (suspects.let_fresh_work_pass and self._any_ready(queue, handler))
+
+    def _take_suspects(self, worker: str, wish: Take, handler: str, limit: int) -> list[Taken]:
+        """One group, of those that lost the fewest leases. The next turn is fresh work's."""
+        name = f"{wish.queue}|{handler}"
+        suspects = self._suspects[name]
+        row, company = next((row, most) for row, most in zip(suspects.rows, self._company, strict=True) if row)
+        group = [row.popleft() for _ in range(min(limit, company, len(row)))]
+        suspects.let_fresh_work_pass = True
+        if not suspects:
+            del self._suspects[name]
+        return [self._hand_out(worker, wish.ticket, *one) for one in group]
 
     def _is_apart(self, worker: str) -> bool:
-        """Whether it still is: one that was set apart for a suspect that another one took is not."""
+        """Whether it still is: one that was set apart for suspects that others took is not."""
         apart = self._apart.get(worker)
         if apart is None:
             return False
-        routes = [suspect.address.route for suspect in self._suspects]
-        needed = any(
-            route.queue == apart.queue and not self._paused & {route.queue, f"{route.queue}|{route.handler}"}
-            for route in routes
-        )
-        if not apart.suspect and not needed:
+        name = f"{apart.queue}|{apart.handler}"
+        waiting = name in self._suspects and not self._paused & {apart.queue, name}
+        if not apart.works and not waiting:
             del self._apart[worker]
         return worker in self._apart
 
     def apart_for(self, worker: str) -> str:
-        """The queue with a suspect for which a worker is set apart, or nothing."""
-        return self._apart[worker].queue if worker in self._apart else ""
+        """The handler (``queue|handler``) for whose suspects a worker is set apart, or nothing."""
+        apart = self._apart.get(worker)
+        return f"{apart.queue}|{apart.handler}" if apart else ""
 
     def _rejoin(self, worker: str) -> None:
         """Whoever was set apart and holds nothing any more is so no longer."""
@@ -221,8 +261,11 @@ class Queues:
     def _pass_on(self, queue: str, handlers: Iterable[str]) -> None:
         """Whoever fills up with work left over passes the wake-up on."""
         for handler in handlers:
-            if any(self._ready.get(Route(queue, handler, priority)) for priority in range(PRIORITIES)):
+            if self._any_ready(queue, handler):
                 self._ring(f"{queue}|{handler}")
+
+    def _any_ready(self, queue: str, handler: str) -> bool:
+        return any(self._ready.get(Route(queue, handler, priority)) for priority in range(PRIORITIES))
 
     def settle(self, worker: str, settlement: Settlement, now_ms: int) -> bool:
         """End one delivery; ``False`` where the worker does not hold that job under that ticket."""
@@ -330,11 +373,9 @@ class Queues:
 
     def ring_again(self) -> None:
         """Ring wherever work is ready: whoever took the last ring may have died."""
-        for route in {route for route, ready in self._ready.items() if ready} | {
-            suspect.address.route for suspect in self._suspects
-        }:
-            name = f"{route.queue}|{route.handler}"
-            if not self._paused & {route.queue, name}:
+        names = {f"{route.queue}|{route.handler}" for route, ready in self._ready.items() if ready}
+        for name in names.union(self._suspects):
+            if not self._paused & {name.partition("|")[0], name}:
                 self._ring(name)
 
     def expire_letters(self, before_ms: int) -> None:
@@ -446,7 +487,7 @@ class Queues:
             sum(map(len, ready)),
             waiting.count(False),
             waiting.count(True),
-            sum(suspect.address.lane[:2] == (queue, handler) for suspect in self._suspects),
+            len(self._suspects.get(f"{queue}|{handler}", ())),
             {worker: n for worker, n in books.items() if n},
             self._jobs[min(heads, key=int)] if heads else b"",
         )
@@ -466,10 +507,9 @@ class Queues:
                     dropped.append(job)
         for worker in list(self._apart):
             self._rejoin(worker)
-        for suspect in [suspect for suspect in self._suspects if suspect.address.route.queue == queue]:
-            self._suspects.remove(suspect)
-            if not suspect.address.key:
-                dropped.append(suspect.job)
+        for suspected in [name for name in self._suspects if name.partition("|")[0] == queue]:
+            rows = self._suspects.pop(suspected).rows
+            dropped += [suspect.job for row in rows for suspect in row if not suspect.address.key]
         for route in [route for route in self._ready if route.queue == queue]:
             dropped += [entry.job for entry in self._ready.pop(route) if entry.job]
         dropped += [str(job) for _, job, address, holds in self._due if not holds and address.route.queue == queue]

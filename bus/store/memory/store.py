@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from bus.clock import Clock
 from bus.position import Position
 from bus.store.base import (
+    COMPANY,
     NO_LIMITS,
     Announced,
     Appended,
@@ -19,6 +20,7 @@ from bus.store.base import (
     Beat,
     Bindings,
     Census,
+    Company,
     Dead,
     Ended,
     Exchange,
@@ -52,7 +54,7 @@ class MemoryStore:
 
     mode = "memory"
 
-    def __init__(self, clock: Clock, *, lease_ms: int) -> None:
+    def __init__(self, clock: Clock, *, lease_ms: int, company: Company = COMPANY) -> None:
         self._clock = clock
         self._lease_ms = lease_ms
         self._lock = threading.RLock()
@@ -65,7 +67,7 @@ class MemoryStore:
         self._sent: Seen[bool] = Seen()
         self._bindings: dict[str, bytes] = {}
         self._version = 0
-        self._queues = Queues(self._ring, lambda job: self._steps.end(job, self._clock.now_ms()))
+        self._queues = Queues(company, self._ring, lambda job: self._steps.end(job, self._clock.now_ms()))
         self._steps = Steps()
 
     def __repr__(self) -> str:

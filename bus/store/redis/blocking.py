@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError
 from bus.errors import UnsafeServer
 from bus.position import Position
 from bus.store.base import (
+    COMPANY,
     NO_LIMITS,
     Announced,
     Appended,
@@ -19,6 +20,7 @@ from bus.store.base import (
     Beat,
     Bindings,
     Census,
+    Company,
     Dead,
     Ended,
     Exchange,
@@ -60,10 +62,11 @@ class RedisStore:
 
     mode = "redis"
 
-    def __init__(self, url: str, namespace: str, *, lease_ms: int) -> None:
+    def __init__(self, url: str, namespace: str, *, lease_ms: int, company: Company = COMPANY) -> None:
         self.link = Link(url)
         self.prefix = f"callboard:{{{namespace}}}:"
         self._lease_ms = lease_ms
+        self._company = company
         # Clients are lazy: this opens no socket. Any: redis-py types its answers for all settings at once.
         self._commands: Any = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
         self._lines = Lines(_connecting(self._commands.connection_pool), most=POOL, patience_s=ATTEMPT_S)
@@ -143,7 +146,7 @@ class RedisStore:
         wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
         if not settlements and not wishes:
             return Exchange([], [])
-        return self._run(scripts.exchange(worker, self._lease_ms, settlements, wishes))
+        return self._run(scripts.exchange(worker, self._lease_ms, self._company, settlements, wishes))
 
     def beat(
         self,
@@ -163,7 +166,7 @@ class RedisStore:
 
     def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         keys = [f"{self.prefix}wake:{name}" for name in names]
-        take = scripts.exchange(worker, 0, (), takes) if takes else None
+        take = scripts.exchange(worker, 0, self._company, (), takes) if takes else None
         while True:
             patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
             with translated(self.link, writing=False):

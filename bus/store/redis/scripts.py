@@ -21,6 +21,7 @@ from bus.store.base import (
     Beat,
     Bindings,
     Census,
+    Company,
     Count,
     Ended,
     Entry,
@@ -224,7 +225,9 @@ def enqueue(job: Job, window_ms: int) -> Call[bool]:
     return Call(script("enqueue"), (job.id, window_ms, *job.route, job.key, job.body, job.due), bool)
 
 
-def exchange(worker: str, lease_ms: int, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Call[Exchange]:
+def exchange(
+    worker: str, lease_ms: int, company: Company, settlements: Sequence[Settlement], takes: Sequence[Take]
+) -> Call[Exchange]:
     """See :meth:`bus.store.base.Store.exchange`. With a lease of 0 ms a worker that has none is handed nothing."""
 
     def answered(answer: Sequence[Any]) -> Exchange:
@@ -237,7 +240,7 @@ def exchange(worker: str, lease_ms: int, settlements: Sequence[Settlement], take
         return Exchange(_each(answer[0]), taken, aparts[0].decode() if aparts else "")
 
     # One argument for a settlement: writing arguments and reading answers is what Python does most while it drains a queue.
-    arguments: list[Argument] = [worker, lease_ms, len(settlements)]
+    arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), len(settlements)]
     arguments += [b"%s|%d|%s|%d|%s" % (s[0].encode(), s[1], s[2].encode(), s[3], s[4]) for s in settlements]
     for wish in takes:
         most = wish.most or (wish.limit,) * len(wish.handlers)
