@@ -91,9 +91,13 @@ def uuid7(now_ms: int) -> str:
         raise ValueError(f"{now_ms} is too late for milliseconds since 1970: pass milliseconds")
     number = _sequence.next(now_ms)
     # 48 bits time | version 7 | 12 random | variant 0b10 | 62 random
-    time, high, low = number >> _RANDOM_BITS, number >> 62 & 0xFFF, number & 0x3FFF_FFFF_FFFF_FFFF
-    digits = f"{time << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - takes the least time of all ways to write it
+        number >> 90,
+        number >> 74 & 0xFFFF,
+        number >> 62 & 0xFFF,
+        0x8000 | number >> 48 & 0x3FFF,
+        number & 0xFFFF_FFFF_FFFF,
+    )
 
 
 def token() -> str:
