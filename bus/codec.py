@@ -27,7 +27,9 @@ _SHORT: Final = 1_000
 _UNSERIALISABLE: Final = (PydanticSerializationError, ValueError, TypeError, RecursionError)
 _SUBJECT: Final = ',"subject":'
 _KEY: Final = ',"key":'
-_TRAIL: Final = ("correlationid", "causationid", "traceparent")
+_CORRELATION: Final = ',"correlationid":'
+_CAUSATION: Final = ',"causationid":'
+_TRACE: Final = ',"traceparent":'
 _IN_DOUBT: Final = (*_UNSERIALISABLE, InvalidTopic)
 
 
@@ -58,16 +60,52 @@ class Written(NamedTuple):
     body: bytes
 
 
-def write(event: Event | Mapping[str, Any], **attributes: Unpack[Attributes]) -> Written:
+def write(
+    event: Event | Mapping[str, Any],
+    *,
+    id: str | None,
+    source: str,
+    now_ms: int,
+    topics: tuple[str, ...],
+    key: str | None,
+    correlationid: str | None = None,
+    causationid: str | None = None,
+    traceparent: str | None = None,
+    subject: str | None = None,
+) -> Written:
     """``encode(wrap(event, ...))`` without the price of an envelope's model, for all that is published passes here.
 
     pydantic writes the data, and the envelope goes around it, without a model or a dict between. The attributes, what is
     raised and the bytes are those of :func:`wrap` and :func:`encode`, which are asked where there is any doubt.
     """
     try:
-        return _enclosed(*_json_of(event), attributes)
+        name, version, data = _json_of(event)
+        event_id = uuid7(now_ms) if id is None else id
+        kind, schema = _of_kind(name, version, source)
+        line, addressed = _addressed(topics)
+        quoted_id = f'"{event_id}"' if id is None else _quoted(id)
+        head = (
+            f'{{"specversion":"1.0","id":{quoted_id},{kind},"time":"{rfc3339(now_ms)}","datacontenttype":"application/json"'
+            f"{'' if subject is None else _SUBJECT + _quoted(subject)}{schema}"
+            f"{'' if correlationid is None else _CORRELATION + _quoted(correlationid)}"
+            f"{'' if causationid is None else _CAUSATION + _quoted(causationid)}"
+            f"{'' if traceparent is None else _TRACE + _quoted(traceparent)}{addressed}"
+            f"{'' if key is None else _KEY + _quoted(key)},"
+        )
+        return Written(event_id, name, line, data, b'%b"data":%b}' % (head.encode(), data))
     except _IN_DOUBT:
-        envelope = wrap(event, **attributes)
+        envelope = wrap(
+            event,
+            id=id,
+            source=source,
+            now_ms=now_ms,
+            topics=topics,
+            key=key,
+            correlationid=correlationid,
+            causationid=causationid,
+            traceparent=traceparent,
+            subject=subject,
+        )
         return Written(envelope.id, envelope.type, " ".join(envelope.topics), to_json(envelope.data), encode(envelope))
 
 
@@ -104,26 +142,6 @@ def _is_surely_sound(data: bytes) -> bool:
         and (b"N" not in data or b"NaN" not in data)
         and (b"I" not in data or b"Infinity" not in data)
     )
-
-
-def _enclosed(name: str, version: int | None, data: bytes, given: Attributes) -> Written:
-    """With the attributes in the order of the wire. Raises ``ValueError`` or ``InvalidTopic`` for one that is not right."""
-    event_id, now_ms, get = given["id"], given["now_ms"], given.get
-    if event_id is None:
-        event_id = uuid7(now_ms)
-        quoted_id = f'"{event_id}"'
-    else:
-        quoted_id = _quoted(event_id)
-    kind, schema = _of_kind(name, version, given["source"])
-    topics, addressed = _addressed(given["topics"])
-    subject, key = get("subject"), given["key"]
-    trail = [f',"{each}":{_quoted(value)}' for each in _TRAIL if (value := get(each)) is not None]
-    head = (
-        f'{{"specversion":"1.0","id":{quoted_id},{kind},"time":"{rfc3339(now_ms)}","datacontenttype":"application/json"'
-        f"{'' if subject is None else _SUBJECT + _quoted(subject)}{schema}{''.join(trail)}{addressed}"
-        f"{'' if key is None else _KEY + _quoted(key)},"
-    )
-    return Written(event_id, name, topics, data, b'%b"data":%b}' % (head.encode(), data))
 
 
 @lru_cache(maxsize=1_024)
