@@ -923,12 +923,19 @@ class MemoryWorld:
 
 
 class RedisWorld:
-    """Times stand in sorted sets: moved back, they are nearer."""
+    """Times stand in sorted sets: moved back, they are nearer.
+
+    Somebody has beaten just now, always: a machine that stalls the test for some seconds must not look like a server that
+    was away, which the first beat after it does not hold against anybody.
+    """
 
     SHIFT = """
-    for _, key in ipairs(KEYS) do
+    for at = 2, #KEYS do
+      local key = KEYS[at]
       for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -ARGV[1], member) end
-    end"""
+    end
+    local t = redis.call('TIME')
+    if redis.call('HEXISTS', KEYS[1], 'b') == 1 then redis.call('HSET', KEYS[1], 'b', t[1] * 1000 + math.floor(t[2] / 1000)) end"""
     STAYS = (
         "meta",
         "pending",
@@ -951,7 +958,7 @@ class RedisWorld:
         self._prefix = store.prefix
 
     def travel(self, ms: int) -> None:
-        self._client.eval(self.SHIFT, 3, *(self._prefix + name for name in ("workers", "due", "dead")), ms)
+        self._client.eval(self.SHIFT, 4, *(self._prefix + name for name in ("meta", "workers", "due", "dead")), ms)
 
     def leftovers(self) -> list[str]:
         """Keys that should have gone with the last job."""
