@@ -18,6 +18,7 @@ from bus.envelope import MAX_ATTRIBUTE, MAX_DEPTH, PATTERN_FAULTS, Envelope, che
 from bus.errors import InvalidEvent, InvalidTopic, PayloadTooLarge
 from bus.events import Event, check_type, lookup, newest
 from bus.ids import uuid7
+from bus.opening import compact, opened
 from bus.topics import topic_set
 
 __all__ = ["Attributes", "Written", "decode", "encode", "fields", "read", "wrap", "write"]
@@ -234,8 +235,13 @@ def decode(body: bytes, *, max_bytes: int = 1_048_576) -> Envelope:
     """Read the wire form. Raises ``PayloadTooLarge`` over ``max_bytes``, and ``InvalidEvent`` for all else amiss."""
     if len(body) > max_bytes:
         raise PayloadTooLarge(len(body), max_bytes)
+    return opened(body) or _judged(body)
+
+
+def _judged(body: bytes) -> Envelope:
+    """As :func:`bus.opening.opened`, of any bytes."""
     try:
-        return Envelope.model_validate_json(body)
+        return compact(Envelope.model_validate_json(body))
     except ValidationError as error:
         raise InvalidEvent(f"this is not an envelope: {_faults(error)}") from error
 

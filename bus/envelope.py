@@ -10,6 +10,7 @@ control characters, and its topics fit the grammar.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -27,7 +28,17 @@ from pydantic import (
 from bus.errors import InvalidTopic
 from bus.topics import topic_set
 
-__all__ = ["MAX_ATTRIBUTE", "MAX_DEPTH", "PATTERN_FAULTS", "Envelope", "check_json", "dataschema", "rfc3339", "step"]
+__all__ = [
+    "MAX_ATTRIBUTE",
+    "MAX_DEPTH",
+    "PATTERN_FAULTS",
+    "Envelope",
+    "check_json",
+    "dataschema",
+    "rfc3339",
+    "step",
+    "written_ms",
+]
 
 MAX_DEPTH: Final = 64
 """How deep data may be nested; the data itself is the first level."""
@@ -38,6 +49,7 @@ MAX_ATTRIBUTE: Final = 1_024
 _INT_BOUND: Final = 10**1000  # CPython refuses to print more than 4,300 digits
 _MAX_VERSION_DIGITS: Final = 9
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}")
 _SCHEMA: Final = "urn:callboard:"
 
 
@@ -52,6 +64,24 @@ def _second(second: int) -> str:
     return (_EPOCH + timedelta(seconds=second)).isoformat()[:19]
 
 
+def written_ms(time: str) -> int | None:
+    """Milliseconds since 1970 of a text that :func:`rfc3339` may have written; ``None`` for any other text."""
+    if len(time) != 24 or time[19] != "." or time[23] != "Z":
+        return None
+    second, rest = _written_second(time[:19]), time[20:23]
+    return second * 1000 + int(rest) if second is not None and rest.isascii() and rest.isdigit() else None
+
+
+@lru_cache(maxsize=64)
+def _written_second(text: str) -> int | None:
+    try:
+        return (
+            (datetime.fromisoformat(f"{text}Z") - _EPOCH) // timedelta(seconds=1) if _SECOND.fullmatch(text) else None
+        )
+    except ValueError:  # no such day or hour
+        return None
+
+
 def dataschema(type: str, version: int) -> str:
     """The ``dataschema`` of an event's type and version."""
     return f"{_SCHEMA}{type}:{version}"
@@ -64,9 +94,11 @@ def check_json(data: dict[str, Any]) -> dict[str, Any]:
     that are ``str``, no ``NaN`` or infinity, no lone surrogates, integers of at most a thousand digits, at most 64
     levels. Never recurses; data that refers to itself is refused as too deep.
     """
-    level: list[Any] = [data]
     try:
-        for _ in range(MAX_DEPTH):
+        level = _containers(data)
+        if not level:
+            return data
+        for _ in range(MAX_DEPTH - 1):
             level = [inner for container in level for inner in _containers(container)]
             if not level:
                 return data
@@ -244,7 +276,8 @@ class Envelope(BaseModel):
     @property
     def time_ms(self) -> int:
         """``time`` in whole milliseconds since 1970 (UTC)."""
-        return (datetime.fromisoformat(self.time) - _EPOCH) // timedelta(milliseconds=1)
+        ms = written_ms(self.time)
+        return (datetime.fromisoformat(self.time) - _EPOCH) // timedelta(milliseconds=1) if ms is None else ms
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         # pydantic builds repr, str and what rich prints from this alone.
