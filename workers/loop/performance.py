@@ -24,6 +24,7 @@ from dramatiq.middleware import Shutdown, SkipMessage, TimeLimitExceeded
 from dramatiq.worker import has_results_middleware
 
 from workers.broker.message import LaneMessage
+from workers.loop.limits import NO_LIMIT, Limits
 
 __all__ = ["Performance"]
 
@@ -40,12 +41,12 @@ class Performance:
         "_done",
         "_error",
         "_function",
+        "_limits",
         "_over",
         "_reason",
         "_result",
         "_soon",
         "_task",
-        "_timer",
         "limit_s",
         "message",
         "ran_s",
@@ -62,7 +63,7 @@ class Performance:
     ) -> None:
         self.worker = worker
         self.message = message
-        self.limit_s = float("inf")
+        self.limit_s = NO_LIMIT
         """How long the coroutine may run."""
         self.ran_s = 0.0
         """How long it ran, once it has ended."""
@@ -71,7 +72,7 @@ class Performance:
         self._soon = soon
         self._context = Context()
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._limits: Limits | None = None
         self._reason: BaseException | None = None
         self._result: Any = None
         self._error: BaseException | None = None
@@ -152,15 +153,15 @@ class Performance:
 
     # -- on the loop ---------------------------------------------------------------------------------------------------
 
-    def play(self, loop: asyncio.AbstractEventLoop, done: Callable[[Performance], None]) -> None:
+    def play(self, loop: asyncio.AbstractEventLoop, limits: Limits, done: Callable[[Performance], None]) -> None:
         """Start the coroutine; ``done`` is called on the loop, once it has let go of the context."""
         if self._reason is not None:  # interrupted before it began
             self._error = self._reason
             done(self)
             return
         self._done, self._began_at = done, time.monotonic()  # uvloop's own time stands still within a turn
-        if self.limit_s < float("inf"):
-            self._timer = loop.call_later(self.limit_s, self._time_over)
+        self._limits = limits
+        limits.begin(self, loop)
         self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
         self._task.add_done_callback(self._end)
 
@@ -177,7 +178,8 @@ class Performance:
         except RuntimeError:
             log.debug("%s cannot be interrupted: the event loop is closed", self.message)
 
-    def _time_over(self) -> None:
+    def time_over(self) -> None:
+        """It has run for as long as it may."""
         self._interrupt(TimeLimitExceeded())
 
     def _interrupt(self, reason: BaseException) -> None:
@@ -188,9 +190,8 @@ class Performance:
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self.ran_s = time.monotonic() - self._began_at
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._limits is not None:
+            self._limits.end(self)
         if task.cancelled():  # before its first step
             self._error = asyncio.CancelledError()
         reason, error = self._reason, self._error

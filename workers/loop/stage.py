@@ -20,6 +20,7 @@ from dramatiq import Worker
 
 from workers.broker import LaneBroker, LaneMessage
 from workers.loop.backstage import Backstage
+from workers.loop.limits import Limits
 from workers.loop.performance import Performance
 from workers.loop.thread import WorkerLoop
 
@@ -38,6 +39,8 @@ class Stage:
         self._worker: Worker | None = None
         self._changed = threading.Condition()
         self._live: set[Performance] = set()
+        self._soon = loop.soon
+        self._limits = Limits()
         self._entering: deque[Performance] = deque()
         self._called = False
         self._waiting: deque[Performance] = deque()
@@ -53,7 +56,11 @@ class Stage:
         """Be ready, and have the worker's queue leave async jobs to us. Before the worker has started its threads."""
         self._broker, self._worker = broker, worker
         self._quiet = self.paused = self._called = False
-        self._live, self._entering = set(), deque()  # an earlier worker may have left behind what would not end
+        self._live, self._entering, self._limits = (
+            set(),
+            deque(),
+            Limits(),
+        )  # an earlier worker may have left behind what would not end
         worker.work_queue = _WorkQueue(self)
         self.backstage.start()
 
@@ -103,7 +110,7 @@ class Stage:
         function = broker.staff.coroutine_of(message.actor_name) if broker is not None else None
         if broker is None or worker is None or function is None:
             raise RuntimeError("the stage is closed, or this is nothing for it")
-        performance = Performance(broker, worker, message, function, self._loop.soon)
+        performance = Performance(broker, worker, message, function, self._soon)
         message.performance = performance
         with self._changed:
             self._live.add(performance)
@@ -140,9 +147,9 @@ class Stage:
     def _enter(self) -> None:
         """On the loop."""
         self._called = False
-        loop = asyncio.get_running_loop()
+        loop, done = asyncio.get_running_loop(), self._exit
         while self._entering:
-            self._entering.popleft().play(loop, self._exit)
+            self._entering.popleft().play(loop, self._limits, done)
 
     def _exit(self, performance: Performance) -> None:
         """On the loop."""

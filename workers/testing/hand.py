@@ -20,6 +20,7 @@ from workers.broker import LaneBroker, LaneMessage
 from workers.broker.consumer import LaneConsumer
 from workers.broker.room import Wish
 from workers.errors import CannotDrain
+from workers.loop.limits import Limits
 from workers.loop.performance import Performance
 
 __all__ = ["Hand"]
@@ -147,7 +148,8 @@ class Hand:
         """The coroutine of an async job, between its hooks. If this is cancelled, the coroutine is."""
         loop = asyncio.get_running_loop()
         over: asyncio.Future[None] = loop.create_future()
-        performance.play(loop, lambda _: over.set_result(None))
+        limits = Limits()
+        performance.play(loop, limits, lambda _: over.set_result(None))
         try:
             await asyncio.shield(over)
         except asyncio.CancelledError as cancelled:
@@ -155,6 +157,8 @@ class Hand:
             await over
             performance.leave()
             raise
+        finally:
+            limits.close()
 
     # -- the store -----------------------------------------------------------------------------------------------------
 

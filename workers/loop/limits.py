@@ -1,0 +1,70 @@
+"""Time limits of coroutines: one timer for all those that have the same limit.
+
+Nearly all have the same one (Dramatiq's ten minutes) and nearly none reaches it. A timer for each would be a seventh of
+what a waiting job holds, and the loop would set it and take it back for every job that is done in a blink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+__all__ = ["NO_LIMIT", "Limits"]
+
+NO_LIMIT = float("inf")
+EXACT_S = 0.0005
+
+
+class Limited(Protocol):
+    """What may not run for longer than its limit."""
+
+    limit_s: float
+    """So many seconds."""
+
+    def time_over(self) -> None:
+        """It has run for so long."""
+
+
+class Limits:
+    """Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._running: dict[float, dict[Limited, float]] = {}  # by limit, with when they began, first ones first
+        self._timers: dict[float, asyncio.TimerHandle] = {}
+
+    @property
+    def timers(self) -> int:
+        """How many are set: one for each limit that somebody had lately."""
+        return len(self._timers)
+
+    def begin(self, one: Limited, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell it when its time is over, unless it has ended by then."""
+        if one.limit_s == NO_LIMIT:
+            return
+        self._running.setdefault(one.limit_s, {})[one] = loop.time()
+        if one.limit_s not in self._timers:
+            self._timers[one.limit_s] = loop.call_later(one.limit_s, self._look, loop, one.limit_s)
+
+    def end(self, one: Limited) -> None:
+        """It has ended. Safe twice, and without a beginning."""
+        running = self._running.get(one.limit_s)
+        if running is not None:
+            running.pop(one, None)
+
+    def close(self) -> None:
+        """Tell nobody any more. Safe twice."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._running.clear()
+
+    def _look(self, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
+        running, latest = self._running[limit_s], loop.time() - limit_s
+        while running:
+            first, began_at = next(iter(running.items()))
+            if began_at - latest > EXACT_S:
+                self._timers[limit_s] = loop.call_later(began_at - latest, self._look, loop, limit_s)
+                return
+            del running[first]
+            first.time_over()
+        del self._running[limit_s], self._timers[limit_s]
