@@ -11,7 +11,7 @@ import dramatiq
 from bus import Bus, BusError, Envelope, Event, codec, events
 from bus.bindings import Binding
 from bus.envelope import dataschema
-from workers.broker import LaneBroker, make_broker
+from workers.broker import LaneBroker, LaneMessage, make_broker
 from workers.context import Context
 from workers.errors import InvalidHandler
 from workers.kit import Kit
@@ -50,6 +50,10 @@ class App:
             raise InvalidHandler("blocked_s= is a number of seconds above 0")
         self._runtime = Runtime(self.bus, self._lifespans, Teller(self.bus, mute=not tell))
         self._runtime.loop.watch.blocked_s = blocked_s
+        self._is_stopping = lambda: (
+            self._runtime.stopping
+        )  # each of these once, and not for each of thousands of contexts
+        self._off_loop = self._runtime.stage.backstage.run
         self.broker: LaneBroker = make_broker(self.bus, stack(self._runtime, self._bindings), concurrency=concurrency)
 
     def __repr__(self) -> str:
@@ -137,42 +141,75 @@ class App:
             )(self._runner(handler))
         except ValueError as error:
             raise InvalidHandler(f"handler {handler.name}: {error}") from None
+        if handler.is_async and not handler.wants_context:
+            self.broker.staff.begin_with(handler.name, self._caller(handler))
         self.handlers[handler.name] = handler
 
     def _runner(self, handler: Handler) -> Callable[[str], Any]:
         """What Dramatiq calls: reads the event and calls the handler. Its argument is the envelope's text."""
+        function, run = handler.function, self._caller(handler)
 
-        def run(text: str) -> Any:
-            ctx, arguments = self._read(handler, text)
+        def run_with_context(text: str) -> Any:
+            event, ctx = self._event_and_context(handler, text)
             try:
-                return handler.function(*arguments)
+                return function(event, ctx)
             finally:
                 ctx.settled_sync()
 
         async def run_async(text: str) -> Any:
-            ctx, arguments = self._read(handler, text)
+            return await run(text)
+
+        async def run_async_with_context(text: str) -> Any:
+            event, ctx = self._event_and_context(handler, text)
+            del text  # thousands of these wait here
             try:
-                return await handler.function(*arguments)
+                return await function(event, ctx)
             finally:
                 await ctx.settled()
 
-        runner = run_async if handler.is_async else run
+        runner: Callable[[str], Any]
+        if handler.is_async:
+            runner = run_async_with_context if handler.wants_context else run_async
+        else:
+            runner = run_with_context if handler.wants_context else run
         runner.__module__, runner.__name__ = handler.function.__module__, handler.function.__name__
         return runner
 
-    def _read(self, handler: Handler, text: str) -> tuple[Context, tuple[Any, ...]]:
-        """The context of the job at hand, and what its handler is called with."""
+    def _caller(self, handler: Handler) -> Callable[[str], Any]:
+        """Calls a handler that wants no context; what it gives is a coroutine where the handler is async."""
+        function = handler.function
+
+        def run(text: str) -> Any:
+            return function(self._event(text))
+
+        return run
+
+    def _event(self, text: str) -> Event | dict[str, Any]:
+        """What the handler of the job at hand is called with."""
         job = CURRENT.get()
-        envelope = job.envelope if job is not None and job.envelope is not None else _decode(text)
-        event = _read(envelope)
+        event = _read(_envelope(job, text))
+        if job is not None:
+            job.keep(envelope=False)
+        return event
+
+    def _event_and_context(self, handler: Handler, text: str) -> tuple[Event | dict[str, Any], Context]:
+        """As :meth:`_event`, with the context of the job."""
+        job = CURRENT.get()
+        envelope = _envelope(job, text)
         attempt = job.attempt if job is not None else 1
-        steps = StepLedger(self.bus, job.taken.job if job is not None else None)
-        off_loop = self._runtime.stage.backstage.run
-        ctx = Context(self.bus, envelope, handler.name, attempt, lambda: self._runtime.stopping, steps, off_loop)
-        return ctx, (event, ctx) if handler.wants_context else (event,)
+        steps = StepLedger(self.bus, job.job if job is not None else None)
+        ctx = Context(self.bus, envelope, handler.name, attempt, self._is_stopping, steps, self._off_loop)
+        event = _read(envelope)
+        if job is not None:
+            job.keep(envelope=True)
+        return event, ctx
 
 
-def _decode(text: str) -> Envelope:
+def _envelope(job: LaneMessage | None, text: str) -> Envelope:
+    """The one of the job at hand, or of a handler that is called by hand."""
+    known = job.envelope if job is not None else None
+    if known is not None:
+        return known
     body = text.encode()
     return codec.decode(body, max_bytes=len(body))
 

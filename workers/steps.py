@@ -24,13 +24,13 @@ class StepLedger:
     def __init__(self, bus: Bus, job: str | None) -> None:
         self._bus = bus
         self._job = job
-        self._loose: dict[str, bytes] = {}
+        self._loose: dict[str, bytes] | None = None
 
     def recall(self, step: str) -> tuple[Any] | None:
         """What a step gave, in a tuple of one, or ``None``. Raises :class:`~workers.errors.InvalidStep` for a bad name."""
         if not step or len(step) > LONGEST_NAME or not step.isprintable():
             raise InvalidStep(f"a step's name is 1 to {LONGEST_NAME} printable characters, not {step[:40]!r}")
-        value = self._loose.get(step) if self._job is None else self._bus.store.recall(self._job, step)
+        value = (self._loose or {}).get(step) if self._job is None else self._bus.store.recall(self._job, step)
         return (json.loads(value),) if value is not None else None
 
     def record(self, step: str, value: Any) -> Any:
@@ -47,9 +47,7 @@ class StepLedger:
                 f"step {step!r} was done, but what it gave is {len(data)} bytes, and {MOST_BYTES} can be kept: "
                 "store it elsewhere and return where, or a retry does it again"
             )
-        kept = (
-            self._loose.setdefault(step, data)
-            if self._job is None
-            else self._bus.store.record(self._job, step, data, LINGER_MS)
-        )
-        return json.loads(kept)
+        if self._job is not None:
+            return json.loads(self._bus.store.record(self._job, step, data, LINGER_MS))
+        self._loose = self._loose or {}
+        return json.loads(self._loose.setdefault(step, data))

@@ -165,7 +165,7 @@ def test_memory_forgets_the_steps_of_a_finished_job_in_an_hour(namespace: str) -
         ctx.once_sync("pay", lambda: "paid")
         job = CURRENT.get()
         assert job is not None
-        jobs.append(job.taken.job)
+        jobs.append(job.job)
 
     run(app, 1)
     store = app.bus.store

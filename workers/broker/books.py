@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from bus import BusError
-from bus.store.base import Exchange, Settlement, Store, Take, Taken, Woken
+from bus.store.base import Exchange, Route, Settlement, Store, Take, Taken, Woken
+from workers.broker.message import shared
 from workers.broker.room import Room, Rooms, Wish
 from workers.broker.staff import Staff
 
@@ -48,8 +49,7 @@ class _Holding:
     """A job that the store has in our name, from the answer to its take to the answer to its settling."""
 
     ticket: int
-    queue: str
-    handler: str
+    route: Route
     room: Room
     since: float
     doer: Doer | None = None
@@ -129,7 +129,9 @@ class Books:
         if now - room.settled_at < STUCK_S or not any(self._open[job].room is room for job in self._at_work.values()):
             return []
         waiting = [(job, one) for job, one in self._open.items() if one.room is room and one.doer is None]
-        stuck = [(job, one.ticket) for job, one in waiting if now - one.since >= STUCK_S and not room.chosen(one.queue)]
+        stuck = [
+            (job, one.ticket) for job, one in waiting if now - one.since >= STUCK_S and not room.chosen(one.route.queue)
+        ]
         room.jammed = room.jammed or (bool(stuck) and room is self.rooms.loop)
         return stuck
 
@@ -177,7 +179,7 @@ class Books:
         """Nobody works on it any more, or ever will. Under ``changed``."""
         holding = self._open.pop(job, None)
         if holding is not None:
-            self.rooms.free(holding.room, holding.queue, holding.handler, settled=settled)
+            self.rooms.free(holding.room, holding.route.queue, holding.route.handler, settled=settled)
             if holding.doer is not None and self._at_work.get(holding.doer) == job:
                 del self._at_work[holding.doer]
 
@@ -226,15 +228,16 @@ class Books:
 
     def receive(self, answer: Exchange) -> None:
         """Note what was taken. Under ``changed``."""
+        now = time.monotonic()
         for taken in answer.taken:
-            self._hold(taken)
+            self._hold(taken, now)
         self._stand_apart(answer.apart)
 
-    def _hold(self, taken: Taken) -> None:
+    def _hold(self, taken: Taken, now: float) -> None:
         self.close_one(taken.job, settled=False)  # ours before, and lost: it came back to us
-        queue, handler, _ = taken.route
-        room = self.rooms.fill(queue, handler)
-        self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, queue, handler, room, time.monotonic())
+        route = shared(taken.route)
+        room = self.rooms.fill(route.queue, route.handler)
+        self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, route, room, now)
 
     def _stand_apart(self, name: str) -> None:
         if name != self.rooms.apart_for:
@@ -243,11 +246,11 @@ class Books:
 
     def receive_unasked(self, answer: Woken, queues: Collection[str]) -> tuple[list[Taken], list[Taken]]:
         """As :meth:`receive`, some time after it was asked for: what may stay, and what has no place (any more)."""
-        kept, refused = list[Taken](), list[Taken]()
+        kept, refused, now = list[Taken](), list[Taken](), time.monotonic()
         for taken in answer.taken:
             fits = taken.route.queue in queues and self.rooms.admits(taken.route.handler)
             (kept if fits else refused).append(taken)
-            self._hold(taken)
+            self._hold(taken, now)
         self._stand_apart(answer.apart)
         return kept, refused
 

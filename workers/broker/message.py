@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import traceback
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dramatiq import Message, MessageProxy
 from dramatiq.errors import DecodeError
@@ -23,8 +25,11 @@ __all__ = [
     "Performing",
     "body_of",
     "open_job",
+    "shared",
     "undecodable",
 ]
+
+T = TypeVar("T")
 
 EVENT = b"e"
 MESSAGE = b"m"
@@ -65,6 +70,60 @@ class Buried(NamedTuple):
     error: str | None
 
 
+@lru_cache(maxsize=1_024)
+def shared(route: Route) -> Route:
+    """One route for all jobs that go there: thousands are held at once, each taken with names of its own."""
+    return route
+
+
+class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an instance costs 20 us more
+    """The message of an event. Its argument is the envelope's text, made when somebody asks for it.
+
+    It has come as bytes and was read. Thousands may wait, so where it is known which of the two is still of use, the other
+    is let go of, and made of that one for who asks after all.
+    """
+
+    body: bytes | None
+    read: Envelope | None
+
+    @classmethod
+    def of(cls, taken: Taken, options: dict[str, Any]) -> _EventMessage:
+        """The one of a job. Raises ``ValueError`` for bytes that are no envelope."""
+        message, envelope, route = object.__new__(cls), _envelope_in(taken.body), shared(taken.route)
+        put = object.__setattr__  # messages are frozen
+        put(message, "queue_name", route.queue)
+        put(message, "actor_name", route.handler)
+        put(message, "options", options)
+        put(message, "message_id", envelope.id)
+        put(message, "message_timestamp", envelope.time_ms)
+        put(message, "body", taken.body)
+        put(message, "read", envelope)
+        return message
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "args":
+            text = codec.encode(self.envelope) if self.body is None else self.body[len(EVENT) :]
+            return (text.decode(),)
+        if name == "kwargs":
+            object.__setattr__(self, "kwargs", {})
+            return self.kwargs
+        raise AttributeError(name)
+
+    @property
+    def envelope(self) -> Envelope:
+        """What it has come in."""
+        envelope = self.read or _envelope_in(self.body or b"")
+        object.__setattr__(self, "read", envelope)
+        return envelope
+
+    def keep(self, *, envelope: bool) -> None:
+        """Keep the envelope, or the bytes."""
+        if not envelope and self.body is not None:
+            object.__setattr__(self, "read", None)
+        elif envelope and self.read is not None:
+            object.__setattr__(self, "body", None)
+
+
 class LaneMessage(MessageProxy):
     """A message that was taken from a lane. Whoever processed it leaves its verdict here; settling writes it.
 
@@ -73,15 +132,12 @@ class LaneMessage(MessageProxy):
     fail, secrets included.
     """
 
-    def __init__(
-        self, message: Message[Any], taken: Taken, envelope: Envelope | None, notes: dict[str, Any], clock: Clock
-    ) -> None:
+    def __init__(self, message: Message[Any], taken: Taken, notes: dict[str, Any], clock: Clock) -> None:
         super().__init__(message)
         self._clock = clock
-        self.taken = taken._replace(body=b"", notes=b"")  # both have been read, and thousands of messages may wait
-        self.envelope = envelope
+        self.job, self.ticket, self.route = taken.job, taken.ticket, shared(taken.route)
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
-        self._before: list[dict[str, Any]] = notes.get("before", [])
+        self._before: Sequence[dict[str, Any]] = notes.get("before", ())
         self.attempt = len(self.attempts) + 1
         """Which attempt this is, from 1."""
         self.began_at: float | None = None
@@ -96,15 +152,36 @@ class LaneMessage(MessageProxy):
         """Whether it was handed back before it began: nobody is to do, or to settle it here."""
 
     def __str__(self) -> str:
-        return f"job {self.taken.job} of {self._message.actor_name} ({self._message.message_id})"
+        return f"job {self.job} of {self._message.actor_name} ({self._message.message_id})"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
 
+    @property
+    def is_event(self) -> bool:
+        """Whether it is an event's, and not a plain message."""
+        return isinstance(self._message, _EventMessage)
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """The event's; ``None`` for a plain message."""
+        return self._message.envelope if isinstance(self._message, _EventMessage) else None
+
+    def keep(self, *, envelope: bool) -> None:
+        """An event's handler has been called: does anybody hold its envelope, or may it be read again if need be?"""
+        if isinstance(self._message, _EventMessage):
+            self._message.keep(envelope=envelope)
+
+    def called(self, function: Callable[..., T]) -> T:
+        """What a function gives that is called with the message's arguments."""
+        if isinstance(self._message, _EventMessage):
+            return function(*self._message.args)
+        return function(*self._message.args, **self._message.kwargs)
+
     def buried(self) -> Buried:
         """What is told of its death."""
         error = type(self._exception).__name__ if self._exception is not None else None
-        return Buried(self.taken.route, self.message_id, self.attempt, error)
+        return Buried(self.route, self.message_id, self.attempt, error)
 
     def clear_exception(self) -> None:
         """Forget the exception, unless it is kept for ``broker.join(fail_fast=True)``, which raises it in tests."""
@@ -130,22 +207,22 @@ class LaneMessage(MessageProxy):
         if self.failed:
             if self._exception is not None and not self.attempts:
                 self.record(self._exception)
-            return Settlement(self.taken.job, self.taken.ticket, "dead", notes=self._notes())
+            return Settlement(self.job, self.ticket, "dead", notes=self._notes())
         if self._exception is not None and self.retry_in_ms is None:
             # It failed, and whoever was to judge that was cut short (a time limit, say): not an ack.
             self.record(self._exception)
             self._message.options["retries"] = self._message.options.get("retries", 0) + 1
             if len(self.attempts) >= MOST_UNJUDGED:
-                return Settlement(self.taken.job, self.taken.ticket, "dead", notes=self._notes())
+                return Settlement(self.job, self.ticket, "dead", notes=self._notes())
             self.retry_in_ms = UNJUDGED_RETRY_MS
         if self.retry_in_ms is not None:
             verdict: Verdict = "retry" if self.holds_lane else "pass"
-            return Settlement(self.taken.job, self.taken.ticket, verdict, self.retry_in_ms, self._notes())
-        return Settlement(self.taken.job, self.taken.ticket, "ack")
+            return Settlement(self.job, self.ticket, verdict, self.retry_in_ms, self._notes())
+        return Settlement(self.job, self.ticket, "ack")
 
     def handed_back(self) -> Settlement:
         """What the store is to be told of a job that was not begun."""
-        return Settlement(self.taken.job, self.taken.ticket, "back")
+        return Settlement(self.job, self.ticket, "back")
 
     def _notes(self) -> bytes:
         # Options grow while a message is processed (retries, traceback); the attempts tell the rest.
@@ -186,32 +263,28 @@ def open_job(taken: Taken, clock: Clock) -> LaneMessage:
     """Read a job; ``clock`` dates its attempts. Raises ``ValueError`` for bytes that are none; the text names no content."""
     notes = json.loads(taken.notes) if taken.notes else {}
     options = {name: value for name, value in notes.get("options", {}).items() if name != "throws"}  # classes: no JSON
-    kind, body = taken.body[:1], taken.body[1:]
+    kind = taken.body[:1]
     if kind == EVENT:
-        try:
-            envelope = codec.decode(body, max_bytes=len(body))  # what was accepted is not refused here
-        except BusError as error:
-            raise ValueError(str(error)) from None
-        # Message, not Message[Any]: the subscript costs 20 us an instance, trying to mark a frozen dataclass.
-        message: Message[Any] = Message(
-            queue_name=taken.route.queue,
-            actor_name=taken.route.handler,
-            args=(body.decode(),),
-            kwargs={},
-            options=options,
-            message_id=envelope.id,
-            message_timestamp=envelope.time_ms,
-        )
-        return LaneMessage(message, taken, envelope, notes, clock)
+        return LaneMessage(_EventMessage.of(taken, options), taken, notes, clock)
     if kind == MESSAGE:
-        return LaneMessage(_plain_message(body, taken).copy(options=options), taken, None, notes, clock)
+        route = shared(taken.route)
+        message = _plain_message(taken).copy(queue_name=route.queue, actor_name=route.handler, options=options)
+        return LaneMessage(message, taken, notes, clock)
     raise ValueError("the job's first byte names no known kind of work")
 
 
-def _plain_message(body: bytes, taken: Taken) -> Message[Any]:
+def _envelope_in(body: bytes) -> Envelope:
+    """Raises ``ValueError`` for bytes that are none."""
+    try:
+        return codec.decode(body[len(EVENT) :], max_bytes=len(body))  # what was accepted is not refused here
+    except BusError as error:
+        raise ValueError(str(error)) from None
+
+
+def _plain_message(taken: Taken) -> Message[Any]:
     """A Dramatiq message that is what it should be: others would end the thread that meets them."""
     try:
-        message: Message[Any] = Message.decode(body)
+        message: Message[Any] = Message.decode(taken.body[len(MESSAGE) :])
     except (DecodeError, TypeError):
         raise ValueError("these bytes are not a Dramatiq message") from None
     if (message.queue_name, message.actor_name) != (taken.route.queue, taken.route.handler):

@@ -61,6 +61,11 @@ class Staff:
         """The coroutine function of an async actor."""
         return self._coroutines.get(handler)
 
+    def begin_with(self, handler: str, function: Callable[..., Awaitable[Any]]) -> None:
+        """Have the event loop call this for an async actor. It gives what is awaited, with no coroutine around it."""
+        if handler in self._coroutines:
+            self._coroutines[handler] = function
+
     def limit_of(self, handler: str) -> int | None:
         """How many of its jobs this process may hold at once, if that is limited (``max_concurrent``)."""
         return self._limits.get(handler)

@@ -167,7 +167,7 @@ class Performance:
 
     async def _act(self) -> None:
         try:
-            self._result = await self._function(*self.message.args, **self.message.kwargs)
+            self._result = await self.message.called(self._function)
         except BaseException as error:  # noqa: BLE001 - an exit would end the loop, and with it all the others
             self._error = error
 

@@ -29,7 +29,7 @@ class CurrentJob(Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage) and isinstance(broker, LaneBroker):
             doer = message.performance or threading.current_thread()
-            if not broker.lease.begin(message.taken.job, message.taken.ticket, doer):
+            if not broker.lease.begin(message.job, message.ticket, doer):
                 message.withdrawn = True
                 raise SkipMessage("it was handed back before it began")
             CURRENT.set(message)

@@ -94,9 +94,7 @@ class LaneRetries(Retries):
 
     def _is_stopped(self, message: LaneMessage, exception: BaseException) -> bool:
         """Whether that is how work ends when its worker does. A plain message tells of a Shutdown as Dramatiq would."""
-        return isinstance(exception, asyncio.CancelledError) or (
-            isinstance(exception, Shutdown) and message.envelope is not None
-        )
+        return isinstance(exception, asyncio.CancelledError) or (isinstance(exception, Shutdown) and message.is_event)
 
     def _again(self, message: LaneMessage, options: dict[str, Any], retries: int, exception: BaseException) -> bool:
         retry_when = options.get("retry_when", self.retry_when)

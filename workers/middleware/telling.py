@@ -93,7 +93,7 @@ class Telling(Middleware):
             self._say(JobSkipped, message)
 
     def _say(self, kind: type[JobNotice], message: LaneMessage, **facts: Any) -> None:
-        route = message.taken.route
+        route = message.route
         self._teller.say(
             kind,
             handler=route.handler,

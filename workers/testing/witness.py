@@ -35,7 +35,7 @@ class Witness(Middleware):
         envelope, outcome = message.envelope, _outcome(message, skipped=skipped)
         attempt = message.attempt
         event = _event(envelope) if envelope is not None else None
-        handler = message.taken.route.handler
+        handler = message.route.handler
         self._tell(Ran(handler, event, envelope, attempt, outcome, error, message.retry_in_ms))
 
 

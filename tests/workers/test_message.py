@@ -1,0 +1,160 @@
+"""An event's job as a Dramatiq message: what it holds while its handler waits, and what it can still tell then."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import tracemalloc
+from typing import Any
+
+import pytest
+from dramatiq import Message
+
+from bus import Bus, Event, Publication, codec
+from bus.clock import Clock
+from bus.store.base import Route, Taken
+from tests.waiting import wait_until
+from tests.workers.running import working
+from workers import App, Context
+from workers.broker.message import EVENT, MESSAGE, LaneMessage, open_job
+
+STATES = pytest.mark.parametrize(
+    "kept",
+    [(), (False,), (True,), (True, False, True), (False, True, False)],
+    ids=["both", "the bytes", "the envelope", "the envelope, asked thrice", "the bytes, asked thrice"],
+)
+
+
+class Waited(Event, type="test.message.waited", version=1):
+    agent_id: str
+    text: str
+
+
+def body(event: Waited | None = None) -> bytes:
+    event = event or Waited(agent_id="a1", text="hi")
+    attributes: codec.Attributes = {
+        "id": "e1",
+        "source": "/a",
+        "now_ms": 1_784_275_200_125,
+        "topics": ("a",),
+        "key": None,
+    }
+    return codec.write(event, **attributes).body
+
+
+def taken(what: bytes) -> Taken:
+    return Taken("j1", 7, Route("default", "handler", 1), "", what, b"", 0)
+
+
+def of_event(*kept: bool) -> LaneMessage:
+    message = open_job(taken(EVENT + body()), Clock())
+    for envelope in kept:
+        message.keep(envelope=envelope)
+    return message
+
+
+@STATES
+def test_whatever_is_held_the_message_is_what_it_was(kept: tuple[bool, ...]) -> None:
+    message = of_event(*kept)
+
+    assert message.envelope == codec.decode(body())
+    assert message.args == (body().decode(),)
+    assert (message.kwargs, message.options, message.queue_name, message.actor_name) == ({}, {}, "default", "handler")
+    assert (message.message_id, message.message_timestamp) == ("e1", 1_784_275_200_125)
+    assert (message.job, message.ticket, message.route) == ("j1", 7, Route("default", "handler", 1))
+
+
+@STATES
+def test_whatever_is_held_it_is_a_dramatiq_message(kept: tuple[bool, ...]) -> None:
+    message = of_event(*kept)._message  # noqa: SLF001 - what it stands for
+
+    plain = Message.decode(message.encode())
+
+    assert plain.asdict() == message.asdict() == of_event().asdict()
+    assert plain.args == (body().decode(),)
+    assert message.copy(options={"x": 1}).asdict() == plain.asdict() | {"options": {"x": 1}}
+    for other in (pickle.loads(pickle.dumps(message)), copy.copy(message), copy.deepcopy(message), message.copy()):  # noqa: S301
+        assert other == message
+        assert repr(other) == repr(message)
+
+
+def test_its_keyword_arguments_are_its_own() -> None:
+    first, second = of_event(), of_event()
+
+    first.kwargs["x"] = 1
+
+    assert (first.kwargs, second.kwargs) == ({"x": 1}, {})
+
+
+@STATES
+def test_a_function_is_called_with_the_text(kept: tuple[bool, ...]) -> None:
+    message = of_event(*kept)
+
+    assert message.called(lambda *given: given) == (body().decode(),)
+
+
+def test_a_plain_message_is_called_with_all_its_arguments() -> None:
+    plain: Message[Any] = Message("default", "handler", (1, 2), {"three": 3}, {})
+    message = open_job(taken(MESSAGE + plain.encode()), Clock())
+    message.keep(envelope=True)
+
+    assert message.called(lambda *given, **named: (given, named)) == ((1, 2), {"three": 3})
+    assert (message.envelope, message.is_event, of_event().is_event) == (None, False, True)
+
+
+class Hall:
+    """Where handlers wait until a test lets them go. Counts who is there."""
+
+    def __init__(self) -> None:
+        self.there = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = asyncio.Event()
+
+    async def wait(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.there += 1
+        await self._over.wait()
+
+    def let_go(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._over.set)
+
+
+@pytest.mark.parametrize(("signature", "most"), [("event", 5_000), ("event, ctx", 5_500)])
+def test_a_handler_that_waits_holds_little(redis_url: str, namespace: str, signature: str, most: int) -> None:
+    app, hall = App(Bus(redis_url, namespace=namespace), concurrency=1_000), Hall()
+
+    async def plain(event: Waited) -> None:
+        await hall.wait()
+
+    async def in_context(event: Waited, ctx: Context) -> None:
+        assert ctx.envelope.id
+        await hall.wait()
+
+    app.on(Waited)(plain if signature == "event" else in_context)
+    app.bind()
+
+    def held_by(many: int) -> int:
+        """What Python holds, in bytes, once so many more of them wait."""
+        there = hall.there
+        publish(app.bus, many)
+        wait_until(lambda: hall.there == there + many, "all wait", timeout=20)
+        return tracemalloc.get_traced_memory()[0]
+
+    with working(app):
+        tracemalloc.start()
+        try:
+            few = held_by(200)
+            each = (held_by(600) - few) / 600
+        finally:
+            tracemalloc.stop()
+            hall.let_go()
+    app.bus.close_sync()
+
+    assert each < most, f"a handler that waits holds {each:.0f} bytes"
+
+
+def publish(bus: Bus, many: int) -> None:
+    events = [Waited(agent_id=f"agent-{number % 100:03}", text="x" * 150) for number in range(many)]
+    bus.publish_many_sync([Publication(event) for event in events])
