@@ -87,6 +87,14 @@ def dataschema(type: str, version: int) -> str:
     return f"{_SCHEMA}{type}:{version}"
 
 
+@lru_cache(maxsize=512)
+def _version_in(schema: str, type: str) -> int | None:
+    """The version that :func:`dataschema` has written there, if it was for this type."""
+    digits = schema.removeprefix(f"{_SCHEMA}{type}:")
+    ours = digits != schema and digits.isascii() and digits.isdigit()
+    return int(digits) if ours and digits[0] != "0" and len(digits) <= _MAX_VERSION_DIGITS else None
+
+
 def check_json(data: dict[str, Any]) -> dict[str, Any]:
     """Return ``data`` if JSON carries it unchanged; otherwise raise ``ValueError`` naming the place, never the value.
 
@@ -266,12 +274,7 @@ class Envelope(BaseModel):
     @property
     def version(self) -> int | None:
         """The version of the event's type; None where ``dataschema`` is absent or not one of ours for this type."""
-        prefix = f"{_SCHEMA}{self.type}:"
-        if self.dataschema is None or not self.dataschema.startswith(prefix):
-            return None
-        digits = self.dataschema[len(prefix) :]
-        canonical = digits.isascii() and digits.isdigit() and digits[0] != "0" and len(digits) <= _MAX_VERSION_DIGITS
-        return int(digits) if canonical else None
+        return None if self.dataschema is None else _version_in(self.dataschema, self.type)
 
     @property
     def time_ms(self) -> int:

@@ -85,6 +85,7 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
 
     body: bytes | None
     read: Envelope | None
+    named: dict[str, Any] | None
 
     @classmethod
     def of(cls, taken: Taken, options: dict[str, Any]) -> _EventMessage:
@@ -98,6 +99,7 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
         put(message, "message_timestamp", envelope.time_ms)
         put(message, "body", taken.body)
         put(message, "read", envelope)
+        put(message, "named", None)
         return message
 
     def __getattr__(self, name: str) -> Any:
@@ -105,8 +107,9 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
             text = codec.encode(self.envelope) if self.body is None else self.body[len(EVENT) :]
             return (text.decode(),)
         if name == "kwargs":
-            object.__setattr__(self, "kwargs", {})
-            return self.kwargs
+            if self.named is None:
+                object.__setattr__(self, "named", {})
+            return self.named
         raise AttributeError(name)
 
     @property
@@ -132,8 +135,19 @@ class LaneMessage(MessageProxy):
     fail, secrets included.
     """
 
+    # What few messages ever change stands here once for all.
+    retry_in_ms: int | None = None
+    holds_lane = True
+    hand_back = False
+    keep_exception = False
+    withdrawn = False
+    """Whether it was handed back before it began: nobody is to do, or to settle it here."""
+
     def __init__(self, message: Message[Any], taken: Taken, notes: dict[str, Any], clock: Clock) -> None:
         super().__init__(message)
+        # Asked for twenty times a job, and the proxy would look for each here first.
+        self.queue_name, self.actor_name = message.queue_name, message.actor_name
+        self.message_id, self.options = message.message_id, message.options
         self._clock = clock
         self.job, self.ticket, self.route = taken.job, taken.ticket, shared(taken.route)
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
@@ -142,14 +156,8 @@ class LaneMessage(MessageProxy):
         """Which attempt this is, from 1."""
         self.began_at: float | None = None
         """When its handler was called, on the monotonic clock."""
-        self.retry_in_ms: int | None = None
-        self.holds_lane = True
-        self.hand_back = False
-        self.keep_exception = False
         self.performance: Performing | None = None
         """Where it is an async actor's: what runs its coroutine, from before the first hook on."""
-        self.withdrawn = False
-        """Whether it was handed back before it began: nobody is to do, or to settle it here."""
 
     def __str__(self) -> str:
         return f"job {self.job} of {self._message.actor_name} ({self._message.message_id})"
