@@ -121,7 +121,7 @@ class Hall:
             self._loop.call_soon_threadsafe(self._over.set)
 
 
-@pytest.mark.parametrize(("signature", "most"), [("event", 5_000), ("event, ctx", 5_500)])
+@pytest.mark.parametrize(("signature", "most"), [("event", 4_600), ("event, ctx", 5_200)])
 def test_a_handler_that_waits_holds_little(redis_url: str, namespace: str, signature: str, most: int) -> None:
     app, hall = App(Bus(redis_url, namespace=namespace), concurrency=1_000), Hall()
 

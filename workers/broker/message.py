@@ -275,9 +275,7 @@ def open_job(taken: Taken, clock: Clock) -> LaneMessage:
     if kind == EVENT:
         return LaneMessage(_EventMessage.of(taken, options), taken, notes, clock)
     if kind == MESSAGE:
-        route = shared(taken.route)
-        message = _plain_message(taken).copy(queue_name=route.queue, actor_name=route.handler, options=options)
-        return LaneMessage(message, taken, notes, clock)
+        return LaneMessage(_plain_message(taken, options), taken, notes, clock)
     raise ValueError("the job's first byte names no known kind of work")
 
 
@@ -289,7 +287,7 @@ def _envelope_in(body: bytes) -> Envelope:
         raise ValueError(str(error)) from None
 
 
-def _plain_message(taken: Taken) -> Message[Any]:
+def _plain_message(taken: Taken, options: dict[str, Any]) -> Message[Any]:
     """A Dramatiq message that is what it should be: others would end the thread that meets them."""
     try:
         message: Message[Any] = Message.decode(taken.body[len(MESSAGE) :])
@@ -301,7 +299,9 @@ def _plain_message(taken: Taken) -> Message[Any]:
     if not all(isinstance(value, kind) for value, kind in fields):
         raise ValueError("a field of this Dramatiq message is of a wrong type")
     message.options.pop("throws", None)  # classes: no JSON
-    return message
+    message.options.update(options)
+    args, kwargs, (queue, handler, _) = message.args, message.kwargs, shared(taken.route)
+    return Message(queue, handler, args, kwargs, message.options, message.message_id, message.message_timestamp)
 
 
 def undecodable(taken: Taken, why: str, now_ms: int) -> Settlement:
