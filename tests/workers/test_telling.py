@@ -202,6 +202,30 @@ def test_the_time_of_a_coroutine_is_its_own_whatever_hooks_take(app: App) -> Non
     assert 0 < succeeded.duration_ms < 250
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("wish", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_what_was_started_ends_though_a_hook_of_the_app_asks_for_an_exit(
+    app: App, wish: type[BaseException], *, is_async: bool
+) -> None:
+    class Exits(Middleware):
+        def after_process_message(self, *_: Any, **__: Any) -> None:
+            raise wish
+
+    if is_async:
+
+        @app.on(Told)
+        async def handler(event: Told) -> None: ...
+    else:
+
+        @app.on(Told)
+        def handler_on_a_thread(event: Told) -> None: ...
+
+    app.broker.add_middleware(Exits())
+    heard = run(app, lambda: [app.bus.publish_sync(Told()) for _ in range(8)])  # more than a worker has threads
+
+    assert sorted(kinds(heard)[1:-2]) == ["started"] * 8 + ["succeeded"] * 8
+
+
 def test_what_is_too_old_is_dead_without_having_been_started(app: App) -> None:
     @dramatiq.actor(broker=app.broker, max_age=1)
     def old() -> None: ...

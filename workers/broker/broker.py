@@ -7,6 +7,7 @@ There are no delay queues: delayed work stays in the store until it is due.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import uuid
 from collections import defaultdict
@@ -34,6 +35,7 @@ __all__ = ["LaneBroker", "MemoryBroker", "make_broker"]
 JOIN_POLL_S = 0.002
 JOIN_POLL_MOST_S = 0.05
 REACH_PAUSE_S = 0.1
+JOB_ENDS = ("process_message", "skip_message")
 MOST_UNSURE = 1_000
 """Messages of unknown fate that are remembered, so that enqueueing one again does not make it two."""
 
@@ -123,14 +125,22 @@ class LaneBroker(Broker):
                 self._failed(middleware, "before", signal, error)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """As :meth:`emit_before`, from the last middleware to the first, and whatever they raise is logged."""
+        """As :meth:`emit_before`, from the last middleware to the first, and whatever they raise is logged.
+
+        An exit too, where a job has ended: the others have yet to judge it, and to tell its end.
+        """
         for middleware, act in reversed(self._listening("after_" + signal)):
             try:
                 act(self, *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is logged or raised
                 self._failed(middleware, "after", signal, error)
+            except BaseException as wish:
+                # On the main thread it may be a signal's (in a test that drains there).
+                if signal not in JOB_ENDS or threading.current_thread() is threading.main_thread():
+                    raise
+                self._failed(middleware, "after", signal, wish)
 
-    def _failed(self, middleware: Middleware, when: str, signal: str, error: Exception) -> None:
+    def _failed(self, middleware: Middleware, when: str, signal: str, error: BaseException) -> None:
         """Log it, as Dramatiq does, unless somebody has said that it may not fail."""
         if signal in self.must_succeed:
             why = f"{type(error).__name__}: {error}"
