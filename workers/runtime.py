@@ -46,6 +46,8 @@ class Runtime:
         self.loop = WorkerLoop()
         self.stage = Stage(self.loop)
         self.stopping = False
+        self.clean = True
+        """Whether the last stop has left nothing behind: every job settled or handed back, every resource closed."""
         self._bus = bus
         self._lifespans = lifespans
         self._resources: Resources | None = None
@@ -98,8 +100,9 @@ class Runtime:
         self.quiet(broker)
         self._end_running(broker)
         _try("the stage", self.stage.close)
+        settled = not broker.lease.running()
         broker.lease.end()
-        _try("the worker's resources", self._close_resources)
+        self.clean = _try("the worker's resources", self._close_resources) and settled
         _try("the event loop", lambda: self.loop.stop(STOP_S))
         _try("the lease", broker.close)
         if self._quiet_at is not None:
@@ -125,11 +128,14 @@ class Runtime:
             time.sleep(0.01)
 
 
-def _try(what: str, close: Callable[[], None]) -> None:
+def _try(what: str, close: Callable[[], None]) -> bool:
+    """Whether it was closed."""
     try:
         close()
     except Exception:
         log.exception("closing %s failed; going on", what)
+        return False
+    return True
 
 
 def _ms_since(at: float) -> float:

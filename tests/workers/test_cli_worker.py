@@ -177,17 +177,22 @@ def stop(event):
         assert worker.process.wait(10) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", [["callboard", "--grace", "0"], ["dramatiq", "--worker-shutdown-timeout", "0"]])
-def test_a_thread_that_a_handler_has_left_behind_keeps_no_process_from_ending(
-    command: list[str], bus: Bus, env: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("executor", ["None", "ThreadPoolExecutor(1)"])
+def test_a_call_that_blocks_in_a_thread_is_left_behind_and_named_where_all_else_is_done(
+    command: list[str], executor: str, bus: Bus, env: dict[str, str], tmp_path: Path
 ) -> None:
-    blocks = """
+    blocks = f"""
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+def fetch():
+    time.sleep(60)
+
 @app.on("block", name="block")
 async def block(event):
-    import asyncio
     print("began", flush=True)
-    await asyncio.to_thread(time.sleep, 60)
+    await asyncio.get_running_loop().run_in_executor({executor}, fetch)
 """
     write(tmp_path, SLOW + blocks)
     way, *options = command
@@ -196,7 +201,33 @@ async def block(event):
         bus.publish_sync({"type": "block"})
         worker.wait_for("began")
 
-        assert worker.end(timeout=AFTER_GRACE_S + 4) in (0, 1)
+        assert worker.end(timeout=AFTER_GRACE_S - 1) == 0
+
+    said = "".join(worker.lines) + worker.errors
+    named = [line for line in said.splitlines() if "left behind" in line]
+    assert len(named) == 1
+    assert "fetch" in named[0]
+    assert bus.store.pending("default") == 1
+    assert not any(count.in_flight for count in bus.store.census().counts), "it was not handed back"
+
+
+def test_a_thread_that_a_resource_has_left_behind_changes_no_exit_code_of_a_failed_boot(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    fails = """
+import asyncio
+
+@app.lifespan
+async def resource():
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+    raise OSError("no database")
+    yield
+"""
+    write(tmp_path, SLOW + fails)
+    with program([*CALLBOARD, "worker", "shop"], tmp_path, folder=tmp_path, env=env) as worker:
+        assert worker.process.wait(20) == 3
+
+    assert "time.sleep" in worker.errors
 
 
 def test_only_the_named_queues_are_served(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:

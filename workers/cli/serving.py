@@ -40,20 +40,22 @@ def serve(wishes: Wishes, tether: Tether | None) -> None:
     stop = Stop(wishes.grace_s, child=tether is not None)
     limit_s = wishes.grace_s + AFTER_GRACE_S + GUARD_S
     guard = Guard(limit_s, stop.signals, tether.fileno() if tether is not None else None)
+    clean = True
     with ExitStack() as stack:
         try:
             stop.heed()
             endpoint = _endpoint(wishes, stack) if tether is None else None
-            _work(wishes, stop, tether, endpoint)
+            clean = _work(wishes, stop, tether, endpoint)
         except StoppedEarly:
             log.info("stopped while starting")
-    if stop.over():
+    if stop.over(clean=clean):
         guard.close()
         command = Command("worker").with_options()
         os.execv(command[0], command)  # noqa: S606 - this very command
 
 
-def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint | None) -> None:
+def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint | None) -> bool:
+    """Until a signal. Whether the end was a clean one: nothing is left unsettled, or open."""
     app = load_app(wishes.where)
     _check(app, wishes.queues)
     health = _health_of(app, wishes.queues) if wishes.health is not None else None
@@ -87,6 +89,7 @@ def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint 
     log.info("stopping: running handlers have %g s", wishes.grace_s)
     _end(app, running, wishes.grace_s)
     log.info("stopped")
+    return app.runtime.clean
 
 
 def _say_why(error: BaseException) -> None:

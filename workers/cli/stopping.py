@@ -7,7 +7,7 @@ import threading
 import time
 from types import FrameType
 
-from workers.leaving import AFTER_GRACE_S, leave, leave_later
+from workers.leaving import AFTER_GRACE_S, Watchdog, leave
 from workers.supervisor import Hangup
 
 __all__ = ["GUARD_S", "Stop", "StoppedEarly"]
@@ -42,6 +42,7 @@ class Stop:
         self._first_at: float | None = None
         self._booted = False
         self._asked = threading.Event()
+        self._watchdog: Watchdog | None = None
         self._hangup = Hangup()
         signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
         self.signals = [signal.SIGTERM, signal.SIGINT]
@@ -67,16 +68,19 @@ class Stop:
         while not self._asked.wait(LOOK_S):
             pass
 
-    def over(self) -> bool:
+    def over(self, *, clean: bool) -> bool:
         """All is closed. Whether to begin anew: then signals wait until there is somebody to heed them.
 
-        Otherwise the process is about to exit, and a late one must not change its exit code.
+        Otherwise the process is about to exit, and a late one must not change its exit code; nor, after a ``clean`` end,
+        somebody's thread that does not end.
         """
         if self.again:
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL)  # exec keeps it, and what is pending
         if not self.again:  # a SIGTERM may have come just now
             for number in ALL:
                 signal.signal(number, signal.SIG_IGN)
+            if clean and self._watchdog is not None:
+                self._watchdog.all_done()
         return self.again
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -100,7 +104,7 @@ class Stop:
     def _ask(self) -> None:
         if self._asked.is_set():
             return
-        leave_later(self._grace_s + AFTER_GRACE_S)
+        self._watchdog = Watchdog(self._grace_s + AFTER_GRACE_S)
         self._asked.set()
         if not self._booted:
             raise StoppedEarly

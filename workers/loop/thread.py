@@ -18,11 +18,16 @@ from typing import Any, TypeVar
 
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
 
+from workers.loop.calls import Calls
 from workers.loop.watch import Watch
+from workers.whereabouts import counted
 
 __all__ = ["WorkerLoop"]
 
 T = TypeVar("T")
+
+CALLS_END_S = 1.0
+"""How long a stop waits for what ``asyncio.to_thread`` still runs."""
 
 log = logging.getLogger("callboard.workers")
 
@@ -38,6 +43,8 @@ class _LoopThread(EventLoopThread):
         if find_spec("uvloop") is not None:
             self.loop.close()
             self.loop = import_module("uvloop").new_event_loop()
+        self.calls = Calls()
+        self.loop.set_default_executor(self.calls)
 
     def run(self) -> None:
         """Run the loop until :meth:`end`, whoever else wants it to end: all handlers are on it."""
@@ -110,7 +117,10 @@ class WorkerLoop:
             raise
 
     def stop(self, timeout_s: float) -> None:
-        """Cancel whatever still runs on the loop, give its ``finally`` blocks the time, and end the thread."""
+        """Cancel whatever still runs on the loop, give its ``finally`` blocks the time, and end the thread.
+
+        What blocks in a thread of the loop's own (``asyncio.to_thread``) is waited for a second, then named and left behind.
+        """
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -122,6 +132,9 @@ class WorkerLoop:
             asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop).result(timeout_s + 1)
         except TimeoutError:
             log.error("a coroutine did not end within %.1f s of being cancelled and is left behind", timeout_s)
+        left = thread.calls.end(CALLS_END_S)
+        if left:
+            log.warning("left behind in threads (asyncio.to_thread), for they do not end: %s", counted(left))
         thread.end()
         thread.join(timeout_s)
 
@@ -138,4 +151,3 @@ async def _cancel_all(timeout_s: float) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=timeout_s)
     await asyncio.get_running_loop().shutdown_asyncgens()
-    await asyncio.get_running_loop().shutdown_default_executor()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
+
+from workers.whereabouts import frame_of, place_of
 
 __all__ = ["Watch"]
 
@@ -85,7 +86,7 @@ class Watch:
 
     def _tell(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread, since: float) -> None:
         """Say who blocks the loop; and for how long, once it is over."""
-        task, where = asyncio.current_task(loop), _where(runs_on)
+        task, where = asyncio.current_task(loop), place_of(frame_of(runs_on))
         # Between two tasks it is nobody's fault here: the process does not get the processor, or a thread keeps the GIL.
         who = task.get_name() if task is not None else "something else than a handler"
         log.warning("%s blocks the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
@@ -103,9 +104,3 @@ class Watch:
         self._seen_at = time.monotonic()
         self._lag_s = self._seen_at - self._asked_at
         self._signed.set()
-
-
-def _where(thread: threading.Thread) -> str:
-    """The line that a thread is at, as far in as there is one: code, no values."""
-    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - documented for this use
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"

@@ -19,7 +19,7 @@ from bus.bindings import Binding
 from workers.broker import LaneBroker
 from workers.crew import Crew
 from workers.errors import BootFailed, MemoryWorker
-from workers.leaving import AFTER_GRACE_S, leave_later
+from workers.leaving import AFTER_GRACE_S, Watchdog
 from workers.runtime import Runtime
 
 __all__ = ["EXIT_BOOT", "EXIT_USAGE", "Lifecycle", "WorkerBootError"]
@@ -66,6 +66,7 @@ class Lifecycle(Middleware):
         except BootFailed as error:
             if broker.owns_process:
                 log.critical("%s", error, exc_info=_worth_a_trace(error))
+                Watchdog(AFTER_GRACE_S).all_done(EXIT_BOOT)  # a thread that a resource has left behind must not keep us
                 raise SystemExit(EXIT_BOOT) from None
             raise WorkerBootError(str(error)) from error
 
@@ -80,9 +81,11 @@ class Lifecycle(Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LaneBroker) and self._runtime.runs(worker):
-            if _is_child_of_dramatiq():  # nobody else would end it, should a thread that was left keep it from exiting
-                leave_later(AFTER_GRACE_S)
+            # Nobody else would end a child of Dramatiq's, should a thread that was left keep it from exiting.
+            watchdog = Watchdog(AFTER_GRACE_S) if _is_child_of_dramatiq() else None
             self._runtime.stop(broker)
+            if watchdog is not None and self._runtime.clean:
+                watchdog.all_done()
 
 
 def _is_child_of_dramatiq() -> bool:
