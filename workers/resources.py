@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 from bus import Bus
 from workers.errors import BootFailed
+from workers.whereabouts import name_of
 
 __all__ = ["Lifespan", "Resources"]
 
@@ -27,6 +28,8 @@ class Resources:
     def __init__(self, bus: Bus, lifespans: Sequence[Lifespan]) -> None:
         self._bus = bus
         self._lifespans = lifespans
+        self.at_hand = ""
+        """What is being opened or closed, for people."""
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -49,17 +52,24 @@ class Resources:
     async def _hold(self, opened: asyncio.Future[None]) -> None:
         try:
             async with AsyncExitStack() as stack:
+                self.at_hand = "the bus"
                 await stack.enter_async_context(self._bus.using())
+                stack.callback(self._turn_to, "the bus")
                 for lifespan in self._lifespans:
+                    self.at_hand = f"lifespan {name_of(lifespan)}"
                     resource = asynccontextmanager(lifespan)()
                     await resource.__aenter__()
                     stack.push_async_callback(_leave, resource)
+                    stack.callback(self._turn_to, self.at_hand)
                 opened.set_result(None)
                 await self._closing.wait()
         except BaseException as error:
             if opened.done():
                 raise
             opened.set_exception(_failure(error))
+
+    def _turn_to(self, what: str) -> None:
+        self.at_hand = what
 
 
 async def _leave(resource: AbstractAsyncContextManager[None]) -> None:

@@ -14,6 +14,7 @@ goodbye: they close though the server hangs.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -27,6 +28,7 @@ from workers.loop import Stage, WorkerLoop
 from workers.notices import WorkerBooted, WorkerQuiet, WorkerStopped
 from workers.resources import Lifespan, Resources
 from workers.teller import Teller
+from workers.whereabouts import counted
 
 __all__ = ["Runtime"]
 
@@ -34,6 +36,8 @@ BOOT_S = 60.0
 STOP_S = 5.0
 CANCEL_S = 3.0
 SETTLE_S = 1.0
+MOST_JOBS = 5
+"""Of those that do not end, so many are named by their numbers."""
 
 log = logging.getLogger("callboard.workers")
 
@@ -87,6 +91,10 @@ class Runtime:
         """Whether it is this worker's: one that was refused must not stop the other."""
         return self._worker in (None, worker)
 
+    def runs_on(self, thread: threading.Thread) -> bool:
+        """Whether async handlers, or the hooks around them, run on this thread."""
+        return self.loop.runs_on(thread) or self.stage.backstage.runs_on(thread)
+
     def quiet(self, broker: LaneBroker) -> None:
         """Take no more work. Handlers see ``ctx.cancelled``. Safe twice."""
         self.stopping = True
@@ -99,6 +107,7 @@ class Runtime:
         """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
         self.quiet(broker)
         self._end_running(broker)
+        self._name_what_hangs(broker)
         _try("the stage", self.stage.close)
         settled = not broker.lease.running()
         broker.lease.end()
@@ -115,7 +124,10 @@ class Runtime:
     def _close_resources(self) -> None:
         resources, self._resources = self._resources, None
         if resources is not None:
-            self.loop.call(resources.close(), STOP_S)
+            try:
+                self.loop.call(resources.close(), STOP_S)
+            except TimeoutError:
+                raise StillOpen(f"{resources.at_hand} did not close within {STOP_S:g} s and is left behind") from None
 
     def _end_running(self, broker: LaneBroker) -> None:
         """Past the grace, async handlers are cancelled, and settled (handed back), before the lease is given up."""
@@ -127,11 +139,26 @@ class Runtime:
         while broker.lease.running() and time.monotonic() < deadline:
             time.sleep(0.01)
 
+    def _name_what_hangs(self, broker: LaneBroker) -> None:
+        """What neither ended within the grace nor let itself be cancelled: before somebody has to leave by force."""
+        at_work = broker.lease.books.at_work()
+        if at_work:
+            jobs = ", ".join(job for _, job in at_work[:MOST_JOBS]) + (", ..." if len(at_work) > MOST_JOBS else "")
+            handlers = counted(handler for handler, _ in at_work)
+            log.warning("the grace is over, and these handlers do not end: %s (jobs %s)", handlers, jobs)
+
+
+class StillOpen(Exception):
+    """A resource does not close."""
+
 
 def _try(what: str, close: Callable[[], None]) -> bool:
     """Whether it was closed."""
     try:
         close()
+    except StillOpen as error:
+        log.warning("%s", error)
+        return False
     except Exception:
         log.exception("closing %s failed; going on", what)
         return False

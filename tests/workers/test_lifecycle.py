@@ -18,7 +18,7 @@ from tests import leaks
 from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers.running import start_program, working
-from workers import App, BootFailed, Context
+from workers import App, BootFailed, Context, WorkersError
 
 
 class Cue(Event, type="test.cue", version=1):
@@ -488,3 +488,159 @@ def test_no_two_of_a_lane_run_at_once_when_one_outlasts_the_grace(app: App, bus:
         assert len(taken) == 1
     else:  # it cannot be interrupted, so nobody else gets it before its lease ends
         assert taken == []
+
+
+# What a stop says of itself.
+
+
+@pytest.mark.parametrize("place", ["thread", "coroutine", "hook"])
+def test_a_handler_that_stops_its_own_worker_is_told_at_once_how_to(app: App, bus: Bus, place: str) -> None:
+    raised: list[BaseException] = []
+    handled: list[int] = []
+
+    def stop() -> None:
+        try:
+            worker.stop()
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    class Stopping(dramatiq.Middleware):
+        def after_process_message(self, *_: Any, **__: Any) -> None:
+            stop()
+
+    if place == "thread":
+
+        @app.on(Cue, max_retries=0)
+        def handler(event: Cue) -> None:
+            if event.n == 0:
+                stop()
+            handled.append(event.n)
+    else:
+
+        @app.on(Cue, max_retries=0)
+        async def handler_on_the_loop(event: Cue) -> None:
+            if event.n == 0 and place == "coroutine":
+                stop()
+            handled.append(event.n)
+
+    if place == "hook":
+        app.broker.add_middleware(Stopping())
+    with working(app) as worker:
+        bus.publish_sync(Cue(n=0))
+        wait_until(lambda: raised, "the stop to be refused", 2)
+        bus.publish_sync(Cue(n=1))
+        wait_until(lambda: 1 in handled, "the worker to go on")
+
+    assert isinstance(raised[0], WorkersError)
+    assert "threading.Thread(target=worker.stop).start()" in str(raised[0])
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_handler_may_have_another_thread_stop_its_worker(app: App, bus: Bus, *, is_async: bool) -> None:
+    stopping = threading.Thread(target=lambda: worker.stop())
+    handled: list[int] = []
+
+    def act(event: Cue) -> None:
+        stopping.start()
+        handled.append(event.n)
+
+    if is_async:
+
+        @app.on(Cue)
+        async def handler(event: Cue) -> None:
+            act(event)
+    else:
+
+        @app.on(Cue)
+        def handler_on_a_thread(event: Cue) -> None:
+            act(event)
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    bus.publish_sync(Cue(n=0))
+    wait_until(lambda: handled, "the handler")
+    stopping.join(3)
+
+    assert not stopping.is_alive()
+    bus.open_sync()
+    assert bus.store.pending("default") == 0
+
+
+def test_handlers_that_are_cancelled_at_the_end_are_told_in_one_line(
+    app: App, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "callboard")
+    begun: list[str] = []
+
+    async def wait(name: str) -> None:
+        begun.append(name)
+        await asyncio.Event().wait()
+
+    @app.on(Cue, name="moderate")
+    async def moderate(event: Cue) -> None:
+        await wait("moderate")
+
+    @app.on(Cue, name="summarise", topics="few")
+    async def summarise(event: Cue) -> None:
+        await wait("summarise")
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    for n in range(20):
+        bus.publish_sync(Cue(n=n), topics=["global", "few"] if n < 5 else ["global"])
+    wait_until(lambda: len(begun) == 25, "all to begin")
+    worker.stop(timeout=50)
+
+    (line,) = (record.getMessage() for record in caplog.records if "cancelled" in record.getMessage())
+    assert line == "25 handlers were cancelled: moderate 20, summarise 5"
+
+
+def test_handlers_that_do_not_end_are_named(app: App, bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+    begun: list[int] = []
+
+    @app.on(Cue, name="hangs")
+    def hangs(event: Cue) -> None:
+        begun.append(event.n)
+        release.wait(20)
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    threads = [*worker.workers]
+    bus.publish_sync(Cue())
+    bus.publish_sync(Cue())
+    wait_until(lambda: len(begun) == 2, "both to begin")
+    worker.stop(timeout=50)
+    release.set()
+    for thread in threads:
+        thread.join(5)
+
+    (line,) = (record.getMessage() for record in caplog.records if "do not end" in record.getMessage())
+    assert line.startswith("the grace is over, and these handlers do not end: hangs 2 (jobs ")
+    assert not app.runtime.clean
+
+
+def test_a_resource_that_does_not_close_is_named(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.runtime.STOP_S", 0.1)
+    story: list[str] = []
+
+    @app.lifespan
+    async def outer() -> AsyncIterator[None]:
+        yield
+        story.append("outer closed")
+
+    @app.lifespan
+    async def hangs() -> AsyncIterator[None]:
+        yield
+        await asyncio.Event().wait()
+
+    with working(app):
+        pass
+
+    (line,) = (record.getMessage() for record in caplog.records if "did not close" in record.getMessage())
+    name = "test_a_resource_that_does_not_close_is_named.hangs"
+    assert line == f"lifespan tests.workers.test_lifecycle.{name} did not close within 0.1 s and is left behind"
+    assert not app.runtime.clean

@@ -39,6 +39,10 @@ class Backstage:
                 thread.start()
                 self._threads.append(thread)
 
+    def runs_on(self, thread: threading.Thread) -> bool:
+        """Whether this is one of its threads."""
+        return thread in self._threads
+
     def submit(self, act: Callable[[], None]) -> None:
         """Have a thread do something, in the order of submission. Never blocks."""
         self._queue.put(act)

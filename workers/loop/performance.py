@@ -131,7 +131,7 @@ class Performance:
         elif error is not None:
             message.stuff_exception(error)
             if isinstance(self._reason, asyncio.CancelledError):
-                log.info("%s was cancelled: %s", message, self._reason, exc_info=self._reason.__cause__)
+                log.debug("%s was cancelled: %s", message, self._reason, exc_info=self._reason.__cause__)
             elif not isinstance(error, Retry | RateLimitExceeded) and not self._expected(error):
                 log.error("%s failed", message, exc_info=error)
             broker.emit_after("process_message", message, exception=error)

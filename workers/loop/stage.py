@@ -10,6 +10,7 @@ How many run at once is decided where jobs are taken (``workers/broker/room.py``
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,10 +24,13 @@ from workers.loop.backstage import Backstage
 from workers.loop.limits import Limits
 from workers.loop.performance import Performance
 from workers.loop.thread import WorkerLoop
+from workers.whereabouts import counted
 
 __all__ = ["Stage"]
 
 END_S = 2.0
+
+log = logging.getLogger("callboard.workers")
 
 
 class Stage:
@@ -125,9 +129,15 @@ class Stage:
         """Cancel whatever runs, and give it the time for its ``finally`` blocks and its settling."""
         with self._changed:
             live = list(self._live)
+        names = {one: one.message.actor_name for one in live}
         for performance in live:
             performance.interrupt(asyncio.CancelledError("the worker stops"))
         self.join(timeout_s)
+        with self._changed:
+            cancelled = names.keys() - self._live
+        if cancelled:
+            who = "1 handler was" if len(cancelled) == 1 else f"{len(cancelled):,} handlers were"
+            log.info("%s cancelled: %s", who, counted(names[one] for one in cancelled))
 
     def _submit(self, performance: Performance) -> None:
         self.backstage.submit(lambda: self._before(performance))

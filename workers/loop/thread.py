@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from importlib import import_module
@@ -84,6 +85,10 @@ class WorkerLoop:
     def running(self) -> bool:
         """Whether it is started."""
         return self._thread is not None
+
+    def runs_on(self, thread: threading.Thread) -> bool:
+        """Whether this thread is the loop's."""
+        return thread is self._thread
 
     def start(self) -> None:
         """Run the loop, and make it the one that Dramatiq's async actors use when they are called."""

@@ -10,15 +10,17 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 
 from dramatiq import Broker, Worker
 from dramatiq.middleware import Middleware, MiddlewareError
+from dramatiq.worker import WorkerThread
 
 from bus.bindings import Binding
 from workers.broker import LaneBroker
 from workers.crew import Crew
-from workers.errors import BootFailed, MemoryWorker
+from workers.errors import BootFailed, MemoryWorker, WorkersError
 from workers.leaving import AFTER_GRACE_S, Watchdog
 from workers.runtime import Runtime
 
@@ -32,6 +34,16 @@ log = logging.getLogger("callboard.workers")
 
 class WorkerBootError(MiddlewareError, BootFailed):
     """A boot that failed, as an embedded ``dramatiq.Worker`` raises it from ``start``."""
+
+
+class StoppedFromWithin(MiddlewareError, WorkersError):
+    """``worker.stop()`` was called by a handler (or a hook) of that worker, which it would wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "worker.stop() waits for the handlers of its worker, and one of them (or a hook beside it) has called it: "
+            "leave it to another thread, as in threading.Thread(target=worker.stop).start()"
+        )
 
 
 class Lifecycle(Middleware):
@@ -76,6 +88,9 @@ class Lifecycle(Middleware):
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LaneBroker) and self._runtime.runs(worker):
+            me = threading.current_thread()
+            if self._runtime.runs_on(me) or (isinstance(me, WorkerThread) and me.work_queue is worker.work_queue):
+                raise StoppedFromWithin
             self._runtime.quiet(broker)
             worker.workers[:] = [Crew(worker.workers)]  # type: ignore[list-item]  # all that it needs of a thread
 
