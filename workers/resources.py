@@ -18,6 +18,7 @@ from workers.whereabouts import name_of
 __all__ = ["Lifespan", "Resources"]
 
 Lifespan = Callable[[], AsyncIterator[None]]
+LIFESPAN = "lifespan"
 
 log = logging.getLogger("callboard.workers")
 
@@ -30,6 +31,8 @@ class Resources:
         self._lifespans = lifespans
         self.at_hand = ""
         """What is being opened or closed, for people."""
+        self._opened = False
+        self._failed = ""
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -42,6 +45,14 @@ class Resources:
         except asyncio.CancelledError:  # the boot took too long
             self._task.cancel()
             raise
+
+    @property
+    def hint(self) -> str:
+        """Where it failed, and what to do, once one has not opened; nothing else."""
+        where = self._failed or self.at_hand  # nothing has failed yet where the boot has lost patience
+        if self._opened or not where.startswith(LIFESPAN):
+            return ""
+        return f" (in {where}: mend it, or what it needs, and start again)"
 
     async def close(self) -> None:
         """Close all, in reverse. One that fails is logged, and does not keep the others open. Safe twice."""
@@ -56,17 +67,25 @@ class Resources:
                 await stack.enter_async_context(self._bus.using())
                 stack.callback(self._turn_to, "the bus")
                 for lifespan in self._lifespans:
-                    self.at_hand = f"lifespan {name_of(lifespan)}"
-                    resource = asynccontextmanager(lifespan)()
-                    await resource.__aenter__()
-                    stack.push_async_callback(_leave, resource)
-                    stack.callback(self._turn_to, self.at_hand)
+                    await self._enter(lifespan, stack)
+                self._opened = True
                 opened.set_result(None)
                 await self._closing.wait()
         except BaseException as error:
             if opened.done():
                 raise
             opened.set_exception(_failure(error))
+
+    async def _enter(self, lifespan: Lifespan, stack: AsyncExitStack) -> None:
+        self.at_hand = name = f"{LIFESPAN} {name_of(lifespan)}"
+        resource = asynccontextmanager(lifespan)()
+        try:
+            await resource.__aenter__()
+        except BaseException:
+            self._failed = name
+            raise
+        stack.push_async_callback(_leave, resource)
+        stack.callback(self._turn_to, name)
 
     def _turn_to(self, what: str) -> None:
         self.at_hand = what

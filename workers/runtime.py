@@ -28,7 +28,7 @@ from workers.loop import Stage, WorkerLoop
 from workers.notices import WorkerBooted, WorkerQuiet, WorkerStopped
 from workers.resources import Lifespan, Resources
 from workers.teller import Teller
-from workers.whereabouts import counted
+from workers.whereabouts import apps_part, counted
 
 __all__ = ["Runtime"]
 
@@ -80,10 +80,12 @@ class Runtime:
             broker.lease.start(lambda: self._bus.bind(bindings()), broker.bury_poison)
             self.stage.open(broker, worker)
         except BaseException as error:
+            hint = self._resources.hint if self._resources is not None else ""
             self.stop(broker)
             if not isinstance(error, Exception):
                 raise
-            raise BootFailed(f"the worker could not start: {_line(error)}") from error
+            cause = error.with_traceback(apps_part(error.__traceback__))  # our own frames tell nobody anything
+            raise BootFailed(f"the worker could not start: {_line(error)}{hint}") from cause
         self._working = True
         self.teller.say(WorkerBooted, boot_ms=_ms_since(began_at))
 

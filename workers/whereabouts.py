@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import sysconfig
 import threading
 from collections import Counter
 from collections.abc import Iterable
 from contextvars import Context
 from functools import partial
-from types import FrameType
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["counted", "frame_of", "name_of", "place_of"]
+__all__ = ["apps_part", "counted", "frame_of", "name_of", "place_of"]
 
 MOST_NAMED = 10
+_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+_OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in ("bus", "workers"))
 
 
 def frame_of(thread: threading.Thread) -> FrameType | None:
@@ -24,6 +29,18 @@ def frame_of(thread: threading.Thread) -> FrameType | None:
 def place_of(frame: FrameType | None) -> str:
     """The line that a frame is at."""
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"
+
+
+def apps_part(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame on that is neither ours nor the standard library's; all of it where none is."""
+    part = trace
+    while part is not None and _is_between(part.tb_frame.f_code.co_filename):
+        part = part.tb_next
+    return part or trace
+
+
+def _is_between(file: str) -> bool:
+    return file.startswith(_OURS) or (file.startswith(_LIBRARY) and "site-packages" not in file)
 
 
 def name_of(call: Any) -> str:

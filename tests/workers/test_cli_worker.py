@@ -263,7 +263,10 @@ def test_a_lifespan_that_fails_fails_the_start(
         assert worker.process.wait(20) == 3
 
     assert "the worker could not start: RuntimeError: no model here" in worker.errors
-    assert "in model" in worker.errors  # the app's own failure comes with its traceback
+    assert "in lifespan shop.model" in worker.errors
+    # The app's own failure comes with its traceback, and nothing but that.
+    places = [line for line in worker.errors.splitlines() if line.lstrip().startswith("File ")]
+    assert [place.rpartition(" in ")[2] for place in places] == ["model"]
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

@@ -538,7 +538,7 @@ def test_a_handler_that_stops_its_own_worker_is_told_at_once_how_to(app: App, bu
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_a_handler_may_have_another_thread_stop_its_worker(app: App, bus: Bus, *, is_async: bool) -> None:
-    stopping = threading.Thread(target=lambda: worker.stop())
+    stopping = threading.Thread(target=lambda: worker.stop(10_000))
     handled: list[int] = []
 
     def act(event: Cue) -> None:

@@ -108,7 +108,7 @@ def _is_child_of_dramatiq() -> bool:
     return multiprocessing.parent_process() is not None and "dramatiq.cli" in sys.modules
 
 
-def _worth_a_trace(error: BootFailed) -> bool:
+def _worth_a_trace(error: BootFailed) -> BaseException | None:
     """Our own errors say what to do; a failure inside the app's resources needs its traceback."""
     cause = error.__cause__
-    return cause is not None and not type(cause).__module__.startswith(("bus", "workers"))
+    return cause if cause is not None and not type(cause).__module__.startswith(("bus", "workers")) else None
