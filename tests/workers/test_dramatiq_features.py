@@ -22,6 +22,7 @@ from tests.waiting import wait_until
 from tests.workers.conftest import Backends
 from tests.workers.running import working
 from workers import App
+from workers.deadletters import DeadLetters
 
 QUICK: dict[str, Any] = {"min_backoff": 5, "max_backoff": 20}
 
@@ -53,7 +54,7 @@ def boot(app: App, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Non
         if over.wait(seconds / 50):
             raise SystemExit
 
-    monkeypatch.setattr("dramatiq.middleware.time_limit.sleep", rest)
+    monkeypatch.setattr("workers.middleware.limits.sleep", rest)
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # Python's own lets a thread exit so
     yield lambda: app.broker.emit_after("process_boot")
     over.set()
@@ -71,7 +72,9 @@ def join(app: App) -> None:
 # Limits.
 
 
-def test_what_runs_too_long_is_interrupted(app: App, bus: Bus, boot: Callable[[], None]) -> None:
+def test_what_runs_too_long_is_interrupted_and_told_its_limit(
+    app: App, bus: Bus, boot: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[str] = []
     never = threading.Event()
 
@@ -106,7 +109,13 @@ def test_what_runs_too_long_is_interrupted(app: App, bus: Bus, boot: Callable[[]
         join(app)
 
     assert sorted(told) == ["loop", "thread"]
-    assert [b"TimeLimitExceeded" in dead.notes for dead in bus.store.dead()] == [True] * 3
+    (attempts,) = zip(*(letter.attempts for letter in DeadLetters(bus).find()), strict=True)
+    assert {(one.error, one.message) for one in attempts} == {
+        ("TimeLimitExceeded", "ran longer than its time limit of 0.02 s")
+    }
+    assert all("ran longer" in one.traceback for one in attempts)
+    logged = [record.exc_info for record in caplog.records if record.exc_info is not None]
+    assert [str(info[1]) for info in logged] == ["ran longer than its time limit of 0.02 s"] * 3
 
 
 def test_what_waited_too_long_is_not_begun(app: App, bus: Bus) -> None:
