@@ -76,6 +76,14 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
     assert f" callboard {command}" in shown.stdout.partition("For example:")[2]
 
 
+@pytest.mark.parametrize("command", ["", "dev", "queues", "queues drop", "dead list", "doctor", "publish"])
+def test_flags_are_shown_without_a_value(command: str) -> None:
+    shown = callboard(*command.split(), "--help").stdout
+
+    assert "--help  " in shown
+    assert "<bool>" not in shown
+
+
 def test_the_command_alone_shows_what_there_is() -> None:
     shown = callboard()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import typer
 
@@ -79,7 +79,7 @@ def main() -> None:
 def _run() -> int:
     try:
         # Not standalone: typer would frame its own errors, and give up at a broken pipe, in its own way.
-        done = cli(prog_name="callboard", standalone_mode=False)
+        done = _command()(prog_name="callboard", standalone_mode=False)
     except KeyboardInterrupt:
         return CUT_SHORT
     except Failed as error:
@@ -98,6 +98,21 @@ def _run() -> int:
             tell_error(f"{why}; see '{command} --help'")
         return error.exit_code
     return done if isinstance(done, int) else 0
+
+
+def _command() -> Any:
+    """The command line as typer makes it, whose flags look like flags: its newer versions show a value after them, ``<bool>``."""
+    command = typer.main.get_command(cli)
+    _show_flags_bare(command)
+    return command
+
+
+def _show_flags_bare(command: Any) -> None:
+    for option in command.get_params(typer.Context(command)):  # that of --help is made here, and kept
+        if getattr(option, "is_flag", False) and option.metavar is None:
+            option.metavar = ""
+    for one in getattr(command, "commands", {}).values():
+        _show_flags_bare(one)
 
 
 def _not_written(error: OSError) -> int:
