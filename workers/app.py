@@ -44,6 +44,7 @@ class App:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidHandler("concurrency= is a whole number from 1 up")
         self.bus = bus if bus is not None else Bus()
+        self.concurrency = concurrency
         self.handlers: dict[str, Handler] = {}
         self._lifespans: list[Lifespan] = []
         if blocked_s <= 0:

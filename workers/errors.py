@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 __all__ = [
     "AppNotFound",
     "BootFailed",
@@ -12,7 +15,10 @@ __all__ = [
     "MemoryWorker",
     "UnknownName",
     "WorkersError",
+    "instead_of",
 ]
+
+MOST_NAMED = 10
 
 
 class WorkersError(Exception):
@@ -30,10 +36,18 @@ class InvalidStep(WorkersError):
 class UnknownName(WorkersError):
     """No queue or handler is called so."""
 
-    def __init__(self, name: str, known: list[str]) -> None:
-        super().__init__(f"there is no queue or handler {name[:80]!r} (there are: {', '.join(known) or 'none yet'})")
+    def __init__(self, name: str, known: list[str], what: str = "queue or handler") -> None:
+        super().__init__(f"there is no {what} {name[:80]!r}{instead_of(name, known)}")
         self.name = name
         self.known = known
+
+
+def instead_of(name: str, known: Sequence[str]) -> str:
+    """What may have been meant, as the rest of a line: the names that are like it, or else those that there are."""
+    if close := difflib.get_close_matches(name, known):
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    return f" (there are: {', '.join(known[:MOST_NAMED])}{more})" if known else " (there are none yet)"
 
 
 class AppNotFound(WorkersError):

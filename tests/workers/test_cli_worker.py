@@ -124,7 +124,8 @@ def test_the_start_is_told_in_one_line_without_the_url(
         assert worker.end(signal.SIGINT) == 0
 
     first = worker.errors.splitlines()[0]
-    assert f"redis, namespace '{namespace}', queues default, handlers tests.examples.play.perform, 8 threads" in first
+    assert f"redis, namespace '{namespace}', queues default, " in first
+    assert first.endswith("1 handler (tests.examples.play.perform), 8 threads, concurrency 1,000")
     assert "127.0.0.1" not in worker.errors
 
 
@@ -234,7 +235,7 @@ def test_only_the_named_queues_are_served(bus: Bus, env: dict[str, str], tmp_pat
     more = '\n@app.on("job", name="mail", queue="mail")\ndef mail(event): work({"n": "mail", "s": 0})\n'
     write(tmp_path, SLOW + more)
     with program([*CALLBOARD, "worker", "shop", "--queues", "mail"], tmp_path, folder=tmp_path, env=env) as worker:
-        worker.wait_for("queues mail, handlers mail,")
+        worker.wait_for("queues mail, 1 handler (mail),")
         bus.publish_sync({"type": "job", "n": 1, "s": 0})
         wait_until(lambda: ledger(env), "the mail to go out", 20)
         assert worker.end() == 0
@@ -370,7 +371,7 @@ async def model():
         ("shop app", "", "write MODULE:APP"),
         ("nowhere:app", "", "there is no module 'nowhere' here"),
         ("shop.nowhere:app", "", "there is no module 'shop.nowhere' here"),
-        ("shop:nope", "from workers import App\nfrom bus import Bus\nmine = App(Bus())", "it has mine"),
+        ("shop:nope", "from workers import App\nfrom bus import Bus\nmine = App(Bus())", "did you mean 'shop:mine'?"),
         ("shop:app", "app = 1", "is a int, not a workers.App"),
         (
             "shop:app",
@@ -386,7 +387,7 @@ async def model():
             "failed: ValueError: bad url redis://host",
         ),
         ("shop:app", "from bus import Bus\nBus('http://x')", "failed: InvalidSettings: the bus URL must begin with"),
-        ("shop:app", SLOW, "has no queue 'nope' (it has default)"),
+        ("shop:app", SLOW, "has no queue 'nope' (there are: default)"),
     ],
 )
 def test_an_app_that_cannot_be_used_is_one_line_and_exit_code_2(

@@ -10,7 +10,7 @@ from typing import Any
 from bus import BusError
 from workers.app import App
 from workers.cli.stopping import StoppedEarly
-from workers.errors import AppNotFound, WorkersError
+from workers.errors import AppNotFound, WorkersError, instead_of
 
 __all__ = ["add_folder", "load_app"]
 
@@ -28,10 +28,10 @@ def load_app(where: str) -> App:
     found: Any = _import(module_name)
     for part in path.split("."):
         if not hasattr(found, part):
-            raise AppNotFound(f"module {module_name!r} has no {path!r}{_instead(module_name)}")
+            raise AppNotFound(f"module {module_name!r} has no {path!r}{_instead(module_name, path)}")
         found = getattr(found, part)
     if not isinstance(found, App):
-        raise AppNotFound(f"{where!r} is a {type(found).__name__}, not a workers.App{_instead(module_name)}")
+        raise AppNotFound(f"{where!r} is a {type(found).__name__}, not a workers.App{_instead(module_name, path)}")
     return found
 
 
@@ -65,7 +65,9 @@ def _failed(name: str, error: BaseException) -> AppNotFound:
     return AppNotFound(f"{what} (python -c 'import {name}' shows where)")
 
 
-def _instead(module_name: str) -> str:
+def _instead(module_name: str, path: str) -> str:
     module = sys.modules[module_name]
     apps = sorted(name for name, value in vars(module).items() if isinstance(value, App))
-    return f"; it has {', '.join(apps)}" if apps else ": make one with app = App(bus)"
+    if not apps:
+        return ": make one with app = App(bus)"
+    return instead_of(f"{module_name}:{path}", [f"{module_name}:{app}" for app in apps])

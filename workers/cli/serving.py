@@ -14,12 +14,15 @@ from workers import App, BootFailed, MemoryWorker
 from workers.cli.loading import load_app
 from workers.cli.outcome import USAGE, Failed
 from workers.cli.stopping import GUARD_S, Stop, StoppedEarly
+from workers.errors import instead_of
 from workers.health import Endpoint, Reporter, WorkerHealth
 from workers.leaving import AFTER_GRACE_S
 from workers.middleware import EXIT_BOOT
 from workers.supervisor import Command, Guard, Tether, names_of_forks
 
 __all__ = ["Wishes", "open_endpoint", "serve"]
+
+MOST_NAMED = 10
 
 log = logging.getLogger("callboard.worker")
 
@@ -109,8 +112,7 @@ def _check(app: App, queues: tuple[str, ...]) -> None:
         raise MemoryWorker
     unknown = sorted(set(queues) - set(app.broker.queues))
     if unknown:
-        known = ", ".join(sorted(app.broker.queues)) or "none"
-        raise Failed(f"this app has no queue {unknown[0]!r} (it has {known})", USAGE)
+        raise Failed(f"this app has no queue {unknown[0]!r}{instead_of(unknown[0], sorted(app.broker.queues))}", USAGE)
 
 
 def _tell(app: App, wishes: Wishes, tether: Tether | None) -> None:
@@ -118,12 +120,13 @@ def _tell(app: App, wishes: Wishes, tether: Tether | None) -> None:
     served = sorted(wishes.queues or app.broker.queues)
     actors = sorted(name for name, actor in app.broker.actors.items() if actor.queue_name in served)
     log.info(
-        "ready: %s, namespace %r, queues %s, handlers %s, %d threads",
+        "ready: %s, namespace %r, queues %s, %s, %d threads, concurrency %s",
         app.bus.mode,
         app.bus.namespace,
         ", ".join(served) or "none",
-        ", ".join(actors) or "none",
+        _listed(actors),
         wishes.threads,
+        f"{app.concurrency:,}",
     )
     if not app.broker.actors:
         log.warning(
@@ -134,6 +137,14 @@ def _tell(app: App, wishes: Wishes, tether: Tether | None) -> None:
         tether.tell(ready=True, forks=forks)
     elif forks:
         log.warning("middleware wants %s as a process beside this one: start with --processes 2", ", ".join(forks))
+
+
+def _listed(handlers: list[str]) -> str:
+    """How many there are, and the first of them by name."""
+    if not handlers:
+        return "no handlers"
+    names = [*handlers[:MOST_NAMED], *(["..."] if len(handlers) > MOST_NAMED else [])]
+    return f"{len(handlers):,} handler{'s' if len(handlers) > 1 else ''} ({', '.join(names)})"
 
 
 def _endpoint(wishes: Wishes, stack: ExitStack) -> Endpoint | None:
