@@ -109,6 +109,12 @@ class DeadLetters:
                     seen.add(letter.job)
                     yield letter
 
+    def handlers(self) -> list[str]:
+        """The names of all handlers that the store knows: that have dead letters or unfinished work, or are bound."""
+        of_letters = {letter.handler for letter in self.find()}
+        of_work = {count.handler for count in self._bus.store.census().counts}
+        return sorted({*of_letters, *of_work, *self._bus.store.bindings().bindings})
+
     def count(self) -> int:
         """How many there are."""
         self._bus.usable()

@@ -110,14 +110,28 @@ class Queues:
         self._bus.usable()
         return self._bus.store.unbind([handler])[0]
 
+    def drop(self, queue: str) -> int:
+        """Drop all unfinished jobs of a queue for good, and return how many there were.
+
+        Those in flight too: their handlers run to their end, and nothing comes of it. Raises
+        :class:`~workers.errors.UnknownName`.
+        """
+        known = sorted({queue for queue, _ in self._known()})
+        if queue not in known:
+            raise UnknownName(queue, known, "queue")
+        return self._bus.store.flush(queue)
+
     def _bound(self) -> set[tuple[str, str]]:
         found = [json.loads(binding) for binding in self._bus.store.bindings().bindings.values()]
         return {(binding["queue"], binding["handler"]) for binding in found}
 
+    def _known(self) -> set[tuple[str, str]]:
+        self._bus.usable()
+        return {(count.queue, count.handler) for count in self._bus.store.census().counts} | self._bound()
+
     def _meant(self, name: str) -> list[str]:
         """The store's names for what a person calls so: a queue, or a handler on whichever queues it works."""
-        self._bus.usable()
-        known = sorted({(count.queue, count.handler) for count in self._bus.store.census().counts} | self._bound())
+        known = sorted(self._known())
         if name in {queue for queue, _ in known}:
             return [name]
         places = [f"{queue}|{handler}" for queue, handler in known if handler == name]

@@ -167,8 +167,67 @@ def test_a_binding_that_nobody_serves_is_told_and_can_be_forgotten(queues: Run, 
     assert (fact["unfinished"], fact["bound"], fact["orphaned"]) == (1, False, True)
 
 
-def test_an_unknown_name_is_one_clear_line(queues: Run) -> None:
-    assert "no queue or handler 'nowhere'" in error_of(queues("pause", "nowhere"), 2)
+def test_bindings_that_nobody_serves_are_told_in_one_line(queues: Run, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+    for n in range(7):
+
+        @app.on(Order, name=f"shop.h{n}")
+        def handler(event: Order) -> None: ...
+
+    app.bind()
+    bus.close_sync()
+    _, told = queues().stderr.splitlines()
+
+    assert told.startswith("7 handlers: events become work for them, and no worker serves them. ")
+    assert "callboard queues forget HANDLER" in told
+    assert told.endswith("(shop.h0, shop.h1, shop.h2, shop.h3, shop.h4 and 2 more)")
+
+
+def test_an_unknown_name_is_one_clear_line(queues: Run, redis_url: str, namespace: str) -> None:
+    assert "no queue or handler 'nowhere' (there are none yet)" in error_of(queues("pause", "nowhere"), 2)
+
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+
+    @app.on(Order, name="shop.orders", queue="mail")
+    def orders(event: Order) -> None: ...
+
+    app.bind()
+    bus.close_sync()
+
+    assert "no queue or handler 'mial'; did you mean 'mail'?" in error_of(queues("pause", "mial"), 2)
+    assert "no handler 'shop.order'; did you mean 'shop.orders'?" in error_of(queues("forget", "shop.order"), 2)
+    assert "no queue 'nowhere' (there are: mail)" in error_of(queues("drop", "nowhere", "--yes"), 2)
+
+
+def test_the_work_of_a_queue_is_dropped_for_good_by_who_says_so(queues: Run, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+
+    @app.on(Order, name="orders", key="agent_id")
+    def orders(event: Order) -> None: ...
+
+    @app.on(Order, name="other", queue="other")
+    def other(event: Order) -> None: ...
+
+    app.bind()
+    for n in range(3):
+        bus.publish_sync(Order(agent_id="a", n=n))
+    bus.publish_sync(Order(agent_id="a", n=3), delay=60)
+
+    refused = error_of(queues("drop", "default"), 2)
+    kept = bus.store.pending("default")
+    dropped = queues("drop", "default", "--yes", "--json")
+    again = queues("drop", "default", "--yes")
+    left = bus.store.pending("default"), bus.store.pending("other"), bus.store.dead_count()
+    bus.close_sync()
+
+    assert "4 unfinished job(s) of queue 'default' would be gone for good: add --yes" in refused
+    assert kept == 4
+    assert json.loads(dropped.stdout) == {"queue": "default", "dropped": 4}
+    assert again.stderr == "dropped 0 unfinished job(s) of default\n"
+    assert left == (0, 4, 0)
 
 
 def test_memory_has_no_queues_to_look_at_from_outside() -> None:

@@ -204,7 +204,7 @@ def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, 
 
     assert (one.returncode, one.stderr) == (0, "replayed 1\n")
     assert (rest.returncode, rest.stderr) == (0, "dropped 2\n")
-    assert dead("drop", "--all").stderr == "dropped 0\n"
+    assert dead("drop", "--all").stderr == "dropped 0: no dead letters fit\n"
     bus = Bus(redis_url, namespace=namespace).open_sync()
     assert (bus.store.pending("default"), bus.store.dead_count()) == (1, 0)
     bus.close_sync()
@@ -218,11 +218,21 @@ def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, 
         (["drop"], 2, "say which"),
         (["drop", "1", "--all"], 2, "not several"),
         (["list", "--since", "yesterday"], 2, "is no time"),
+        (["list", "--handler", "mailr"], 2, "there is no handler 'mailr'; did you mean 'mailer'?"),
+        (["replay", "--handler", "nosuch"], 2, "there is no handler 'nosuch' (there are: mailer)"),
+        (["drop", "--handler", "nosuch"], 2, "there is no handler 'nosuch' (there are: mailer)"),
     ],
-    ids=["unknown", "replay nothing", "drop nothing", "too many ways", "time"],
+    ids=["unknown", "replay nothing", "drop nothing", "too many ways", "time", "list", "replay nobody", "drop nobody"],
 )
 def test_what_cannot_be_meant_is_one_clear_line(dead: Any, arguments: list[str], exit_code: int, said: str) -> None:
     assert said in error_of(dead(*arguments), exit_code)
+
+
+def test_filters_that_fit_nothing_are_no_error(dead: Any) -> None:
+    done = [dead(command, "--handler", "mailer", "--until", "1h") for command in ("list", "replay", "drop")]
+
+    assert [one.returncode for one in done] == [0, 0, 0]
+    assert all("no dead letters fit" in one.stderr for one in done)
 
 
 def test_memory_has_no_dead_letters_to_look_at_from_outside() -> None:

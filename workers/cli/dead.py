@@ -16,6 +16,7 @@ from workers.cli.options import Json, Namespace, Url, server_bus
 from workers.cli.outcome import USAGE, Failed
 from workers.cli.terminal import one_line, printable, tell
 from workers.deadletters import Attempt, DeadLetter, DeadLetters, Wanted
+from workers.errors import UnknownName
 
 __all__ = ["dead"]
 
@@ -43,6 +44,7 @@ Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="The numbers that 'list' shows.")]
 All = Annotated[bool, typer.Option("--all", help="All of them, where no number and no filter is given.")]
 
+NONE = "no dead letters fit"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -65,8 +67,10 @@ def list_(
         for letter in letters.find(wanted, limit=limit):
             found += 1
             print(json.dumps(_facts(letter, whole=False)) if as_json else _line(letter))
+        if not found:
+            _check_handler(letters, handler)
     if not found and not as_json:
-        tell("no dead letters fit")
+        tell(NONE)
 
 
 @dead.command()
@@ -111,7 +115,7 @@ def replay(
                 bar.advance(task)
                 if not done:
                     gone.append(job)
-    tell(f"replayed {len(numbers) - len(gone)}")
+    tell(f"replayed {len(numbers) - len(gone)}" + ("" if numbers else f": {NONE}"))
     _complain_of(gone if jobs else [])
 
 
@@ -133,7 +137,7 @@ def drop(
         numbers = _chosen(letters, jobs, wanted, everything=everything)
         gone = [job for job in numbers if jobs and letters.get(job) is None]
         dropped = letters.drop(numbers)
-    tell(f"dropped {dropped}")
+    tell(f"dropped {dropped}" + ("" if numbers else f": {NONE}"))
     _complain_of(gone)
 
 
@@ -176,7 +180,17 @@ def _chosen(letters: DeadLetters, jobs: list[str] | None, wanted: Wanted, *, eve
         return jobs
     if not filtered and not everything:
         raise Failed("say which: numbers that 'callboard dead list' shows, filters such as --handler, or --all", USAGE)
-    return [letter.job for letter in letters.find(wanted)]
+    found = [letter.job for letter in letters.find(wanted)]
+    if not found:
+        _check_handler(letters, wanted.handler)
+    return found
+
+
+def _check_handler(letters: DeadLetters, handler: str | None) -> None:
+    """Nothing fits: a name that nobody knows is more likely a typo than an answer. Raises :class:`UnknownName`."""
+    known = letters.handlers()
+    if handler is not None and handler not in known:
+        raise UnknownName(handler, known, "handler")
 
 
 def _complain_of(gone: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""``callboard queues``: how much work there is, what it waits for and who does it; pause it, resume it, forget a handler."""
+"""``callboard queues``: how much work there is, what it waits for, who does it; pausing, dropping, bindings that go."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.cli.options import Json, Namespace, Url, server_bus
-from workers.cli.outcome import FAILURE, Failed
+from workers.cli.outcome import FAILURE, USAGE, Failed
 from workers.cli.terminal import printable, tell
 from workers.deadletters import DeadLetters
 from workers.errors import UnknownName
 from workers.queues import HeldLane, Queues, QueueState
 
 __all__ = ["queues"]
+
+MOST_NAMED = 5
 
 queues = typer.Typer(
     rich_markup_mode="markdown",
@@ -32,7 +34,7 @@ queues = typer.Typer(
     workers). *oldest* is the age of the oldest ready one; *workers* serve the handler. Columns without any are left out.
 
     Examples: `callboard queues`, `callboard queues held`, `callboard queues pause mail`, `callboard queues resume mail`,
-    `callboard queues forget shop.old_handler`
+    `callboard queues forget shop.old_handler`, `callboard queues drop mail --yes`
     """,
 )
 
@@ -56,12 +58,22 @@ def show(context: typer.Context, as_json: Json = False, url: Url = None, namespa
     else:
         tell("no handler is bound here, and no work waits: start a worker, as in 'callboard worker module:app'")
     tell(f"dead letters {dead}" + (" ('callboard dead list' shows them)" if dead else ""))
-    for state in states:
-        if state.orphaned and state.bound:
-            tell(
-                f"{printable(state.handler)}: events become work for it, and no worker serves it. "
-                f"Start one, or remove the binding: callboard queues forget {printable(state.handler)}"
-            )
+    _tell_of_orphans([printable(state.handler) for state in states if state.orphaned and state.bound])
+
+
+def _tell_of_orphans(handlers: list[str]) -> None:
+    """What to do about handlers that are bound and not served; in one line, for after a stop that is all of them."""
+    if len(handlers) == 1:
+        tell(
+            f"{handlers[0]}: events become work for it, and no worker serves it. "
+            f"Start one, or remove the binding: callboard queues forget {handlers[0]}"
+        )
+    elif handlers:
+        more = f" and {len(handlers) - MOST_NAMED} more" if len(handlers) > MOST_NAMED else ""
+        tell(
+            f"{len(handlers):,} handlers: events become work for them, and no worker serves them. Start one, or remove the "
+            f"bindings of those that are gone: callboard queues forget HANDLER ({', '.join(handlers[:MOST_NAMED])}{more})"
+        )
 
 
 @queues.command()
@@ -111,7 +123,7 @@ def forget(handler: Handler, url: Url = None, namespace: Namespace = None) -> No
         states = found.look()
         its = [state for state in states if state.handler == handler]
         if not its:
-            raise UnknownName(handler, sorted({state.handler for state in states}))
+            raise UnknownName(handler, sorted({state.handler for state in states}), "handler")
         serving = sum(state.consumers for state in its)
         if serving:
             raise Failed(
@@ -122,6 +134,32 @@ def forget(handler: Handler, url: Url = None, namespace: Namespace = None) -> No
     tell(f"forgot {printable(handler)}" if forgotten else f"{printable(handler)} is not bound: nothing to forget")
     if left:
         tell(f"{left} unfinished job(s) of it are kept: a worker that serves it again does them")
+
+
+@queues.command()
+def drop(
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="A queue, as 'callboard queues' shows it.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it. Without it nothing is dropped, and how much there is is told.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+    namespace: Namespace = None,
+) -> None:
+    """Drop all unfinished work of a queue for good, of all its handlers: waiting, delayed, retrying and in flight.
+
+    Nothing of it is kept, not even as dead letters. What is in flight runs to its end, and nothing comes of it.
+    """
+    with _opened(url, namespace) as (found, _):
+        states = found.look()
+        there = sum(state.unfinished for state in states if state.queue == queue)
+        if not yes and queue in {state.queue for state in states}:
+            raise Failed(f"{there} unfinished job(s) of queue {queue!r} would be gone for good: add --yes", USAGE)
+        dropped = found.drop(queue)
+    if as_json:
+        print(json.dumps({"queue": queue, "dropped": dropped}))
+    else:
+        tell(f"dropped {dropped} unfinished job(s) of {printable(queue)}")
 
 
 @contextmanager
