@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -770,6 +771,62 @@ def test_a_handler_that_blocks_the_loop_is_named_once_while_it_does_and_once_aft
     assert "threading.py" in during[0]
     assert told()[1].startswith("the event loop goes on, after ")
     assert told()[1].endswith("(the-blocker blocked it)")
+
+
+def busy(seconds: float) -> None:
+    """Keep the processor, as thread and loop do that compute."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["uvloop", "asyncio"])
+def test_nobody_is_blamed_where_many_are_resumed_at_once(
+    bus: Bus, gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "asyncio":
+        monkeypatch.setattr("workers.loop.thread.find_spec", lambda _: None)
+    app = App(bus)
+
+    @app.on(Asked, name="quick")
+    async def handler(event: Asked) -> None:
+        await gate.wait()
+        busy(0.003)
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "the event loop" in record.getMessage()]
+
+    with caplog.at_level(logging.WARNING), working(app):
+        for n in range(200):
+            bus.publish_sync(Asked(n=n))
+        wait_until(lambda: gate.inside[""] == 200, "all to wait")
+        caplog.clear()
+        gate.open()
+        join(app)
+        wait_until(told, "a word about it")
+
+    assert all(line.startswith("the event loop was busy for ") for line in told()), told()
+    assert re.search(r"short steps \(\d+ handlers were running\): none of them blocked it", told()[0])
+
+
+def test_one_who_blocks_among_many_is_named(bus: Bus, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    app = App(bus, blocked_s=0.1)
+
+    @app.on(Asked, name="quick")
+    async def handler(event: Asked) -> None:
+        await gate.wait()
+        busy(0.5 if event.n == 20 else 0.001)
+
+    with caplog.at_level(logging.WARNING), working(app):
+        for n in range(40):
+            bus.publish_sync(Asked(n=n))
+        wait_until(lambda: gate.inside[""] == 40, "all to wait")
+        gate.open()
+        join(app)
+        wait_until(lambda: "the event loop goes on" in caplog.text, "a word about it")
+
+    assert "quick blocks the event loop, for " in caplog.text
+    assert "in busy" in caplog.text
 
 
 def test_a_loop_on_which_everybody_waits_is_not_blocked(app: App, caplog: pytest.LogCaptureFixture, gate: Gate) -> None:

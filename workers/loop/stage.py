@@ -45,6 +45,7 @@ class Stage:
         self._live: set[Performance] = set()
         self._soon = loop.soon
         self._limits = Limits()
+        loop.watch.running = lambda: len(self._live)
         self._entering: deque[Performance] = deque()
         self._called = False
         self._waiting: deque[Performance] = deque()

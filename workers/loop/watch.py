@@ -2,15 +2,20 @@
 
 One handler that computes, sleeps or waits for a socket without ``await`` holds up all the others. A thread asks the loop
 for a sign of life some times a second while there is work; where none comes for too long, it looks which task is in the
-way, and says so once, with the place, while it lasts, and how long it was, afterwards.
+way, and says so once, with the place, while it lasts, and how long it was, afterwards. It looks several times: a thousand
+tasks that are resumed at once may keep the loop for as long, each of them but a moment, and then none of them is blamed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 from workers.whereabouts import frame_of, place_of
 
@@ -23,7 +28,22 @@ CHECKS = 5
 IDLE_S = 1.0
 """How often to ask where nothing runs."""
 
+MOSTLY = 0.7
+"""So much of the threshold one step has to last, as far as looks tell, to be the one that blocks."""
+
+_OURS = str(Path(__file__).parent) + os.sep
+_LOOPS = {asyncio.base_events.__file__, asyncio.events.__file__, f"{_OURS}thread.py"}
+"""Where a step is called from: asyncio's loop, or the thread that uvloop's runs on."""
+
 log = logging.getLogger("callboard.workers")
+
+
+class _Seen(NamedTuple):
+    """One step of the loop, as looks tell: it may have lasted longer by the time between two of them."""
+
+    lasted_s: float
+    who: str
+    where: str
 
 
 class Watch:
@@ -32,6 +52,8 @@ class Watch:
     def __init__(self, blocked_s: float = BLOCKED_S) -> None:
         self.blocked_s = blocked_s
         """The threshold, in seconds."""
+        self.running: Callable[[], int] = lambda: 0
+        """How many handlers run."""
         self._busy = False
         self._look = threading.Event()
         self._signed = threading.Event()
@@ -79,21 +101,44 @@ class Watch:
                 return  # closed
             # It may have been blocked already when we asked, but not for longer than we rest while there is work.
             since = max(self._seen_at, self._asked_at - self.blocked_s / CHECKS)
-            if not self._signed.wait(max(0.0, since + self.blocked_s - time.monotonic())):
-                self._tell(loop, runs_on, since)
+            if not self._signed.wait(self.blocked_s / CHECKS):
+                self._look_on(loop, runs_on, since)
             self._look.wait(self.blocked_s / CHECKS if self._busy else IDLE_S)
             self._look.clear()
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread, since: float) -> None:
-        """Say who blocks the loop; and for how long, once it is over."""
-        task, where = asyncio.current_task(loop), place_of(frame_of(runs_on))
-        # Between two tasks it is nobody's fault here: the process does not get the processor, or a thread keeps the GIL.
-        who = task.get_name() if task is not None else "something else than a handler"
-        log.warning("%s blocks the event loop, for %.2f s now, at %s", who, time.monotonic() - since, where)
-        while self._goes_on() and not self._signed.wait(self.blocked_s):
-            pass
-        if self._goes_on():
-            log.warning("the event loop goes on, after %.2f s (%s blocked it)", self._seen_at - since, who)
+    def _look_on(self, loop: asyncio.AbstractEventLoop, runs_on: threading.Thread, since: float) -> None:
+        """The sign is late. See who is in the way until it comes; say so once it is too late, and how long it was, afterwards."""
+        running, told, longest = self.running(), False, _Seen(0.0, "", "")
+        step, began_at = _step(loop, runs_on), since
+        while self._goes_on() and not self._signed.wait(self.blocked_s / CHECKS):
+            now, before, step = time.monotonic(), step, _step(loop, runs_on)
+            if step is not before:
+                began_at = now
+            elif now - began_at > longest.lasted_s:
+                # Between two tasks it is nobody's fault here: the process does not get the processor, or a thread keeps the GIL.
+                who = step.get_name() if isinstance(step, asyncio.Task) else "something else than a handler"
+                longest = _Seen(now - began_at, who, place_of(frame_of(runs_on)))
+            if not told and now - since >= self.blocked_s and self._is_long(longest):
+                told = True
+                log.warning(
+                    "%s blocks the event loop, for %.2f s now, at %s", longest.who, longest.lasted_s, longest.where
+                )
+        lasted_s = self._seen_at - since
+        if self._goes_on() and (told or lasted_s >= self.blocked_s):
+            self._tell(lasted_s, longest, running, told=told)
+
+    def _tell(self, lasted_s: float, longest: _Seen, running: int, *, told: bool) -> None:
+        """It is over."""
+        if told:
+            log.warning("the event loop goes on, after %.2f s (%s blocked it)", lasted_s, longest.who)
+        elif self._is_long(longest):
+            log.warning("%s blocked the event loop, for %.2f s, at %s", longest.who, lasted_s, longest.where)
+        else:
+            text = "the event loop was busy for %.2f s with many short steps (%d handlers were running): none of them blocked it"
+            log.warning(text, lasted_s, running)
+
+    def _is_long(self, seen: _Seen) -> bool:
+        return seen.lasted_s >= self.blocked_s * MOSTLY
 
     def _goes_on(self) -> bool:
         """Whether the thread that asks is the one that watches still."""
@@ -104,3 +149,17 @@ class Watch:
         self._seen_at = time.monotonic()
         self._lag_s = self._seen_at - self._asked_at
         self._signed.set()
+
+
+def _step(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> object:
+    """What the loop does right now: the same object for as long as it is in one step of a task, or in one callback.
+
+    Callbacks of our own are a new one at each look: they begin and end the jobs of a crowd, which is nobody's fault.
+    """
+    task = asyncio.current_task(loop)
+    if task is not None:
+        return task
+    frame = frame_of(thread)
+    while frame is not None and frame.f_back is not None and frame.f_back.f_code.co_filename not in _LOOPS:
+        frame = frame.f_back
+    return object() if frame is None or frame.f_code.co_filename.startswith(_OURS) else frame
