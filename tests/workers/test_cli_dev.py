@@ -119,6 +119,22 @@ def test_a_server_that_is_named_is_used(project: Path, redis_url: str, namespace
     assert types == ["notes.note.written", "notes.note.counted"]
 
 
+def test_a_call_that_blocks_in_a_thread_keeps_nobody_from_ending_it(project: Path) -> None:
+    with (project / "app.py").open("a") as app:
+        app.write(
+            "\n\n@app.on('block')\nasync def block(event):\n    import asyncio, time\n    print('began', flush=True)\n"
+            "    await asyncio.to_thread(time.sleep, 60)\n"
+        )
+    with developing(project) as running:
+        running.wait_for("ready")
+        type_line(running, "block\n")
+        running.wait_for("began")
+
+        assert running.end(signal.SIGINT, timeout=10) == 0
+
+    assert "time.sleep 1" in running.errors
+
+
 def test_without_anybody_who_types_it_works_all_the_same(project: Path) -> None:
     with program(DEV, project.parent, folder=project, stdin=subprocess.DEVNULL) as running:
         running.wait_for("ready")

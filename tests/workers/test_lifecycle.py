@@ -644,3 +644,29 @@ def test_a_resource_that_does_not_close_is_named(
     name = "test_a_resource_that_does_not_close_is_named.hangs"
     assert line == f"lifespan tests.workers.test_lifecycle.{name} did not close within 0.1 s and is left behind"
     assert not app.runtime.clean
+
+
+def test_what_blocks_in_a_thread_is_named_and_left_behind(app: App, bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def fetch(_page: int) -> None:
+        begun.set()
+        release.wait(30)
+
+    @app.on(Cue, name="reader")
+    async def reader(event: Cue) -> None:
+        await asyncio.to_thread(fetch, event.n)
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    bus.publish_sync(Cue())
+    assert begun.wait(5)
+    began_at = time.monotonic()
+    worker.stop(timeout=50)
+    took_s = time.monotonic() - began_at
+    release.set()
+
+    assert took_s < 4
+    assert app.runtime.clean
+    (line,) = (record.getMessage() for record in caplog.records if "left behind" in record.getMessage())
+    assert line.endswith("test_what_blocks_in_a_thread_is_named_and_left_behind.fetch 1")

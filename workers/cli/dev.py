@@ -27,6 +27,7 @@ from workers.cli.logs import log_to_stderr
 from workers.cli.outcome import USAGE, Failed
 from workers.cli.terminal import tell, tell_error
 from workers.errors import WorkersError
+from workers.leaving import AFTER_GRACE_S, Watchdog
 from workers.supervisor import Command, Watcher
 
 __all__ = ["dev"]
@@ -77,6 +78,7 @@ def dev(
         tell("changed: beginning anew")
         command = Command("dev").with_options()
         os.execv(command[0], command)  # noqa: S606 - this very command
+    Watchdog(AFTER_GRACE_S).all_done()  # a thread that a handler has left behind must not keep us
     return 0
 
 

@@ -7,7 +7,8 @@
                            └ signal: unwind, exit 0
 
 What cannot be interrupted (a handler inside C code) is left at the deadline by a hard exit, or killed a second later
-where not even that gets a turn; its lease then expires, and its event runs again elsewhere.
+where not even that gets a turn; its lease then expires, and its event runs again elsewhere. A thread that somebody's call
+blocks does not count: where all else is closed it is left behind, with exit code 0.
 """
 
 from __future__ import annotations
