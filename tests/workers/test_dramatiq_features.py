@@ -54,7 +54,7 @@ def boot(app: App, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Non
         if over.wait(seconds / 50):
             raise SystemExit
 
-    monkeypatch.setattr("workers.middleware.limits.sleep", rest)
+    monkeypatch.setattr("dramatiq.middleware.time_limit.sleep", rest)
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # Python's own lets a thread exit so
     yield lambda: app.broker.emit_after("process_boot")
     over.set()

@@ -103,7 +103,7 @@ class Books:
     def at_work(self) -> list[tuple[str, str]]:
         """Those jobs, each as its handler and its number."""
         with self.changed:
-            return [(self._open[job].handler, job) for job in self._at_work.values() if job in self._open]
+            return [(self._open[job].route.handler, job) for job in self._at_work.values() if job in self._open]
 
     def abandon_the_gone(self) -> None:
         """Let go of what threads or coroutines had in hand that are gone. Under ``changed``."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dramatiq import Message, MessageProxy
 from dramatiq.errors import DecodeError
+from dramatiq.middleware import TimeLimitExceeded
 
 from bus import BusError, Envelope, codec
 from bus.clock import Clock
@@ -156,6 +157,8 @@ class LaneMessage(MessageProxy):
         """Which attempt this is, from 1."""
         self.began_at: float | None = None
         """When its handler was called, on the monotonic clock."""
+        self.limit_s: float | None = None
+        """How long that may run, once that is known."""
         self.performance: Performing | None = None
         """Where it is an async actor's: what runs its coroutine, from before the first hook on."""
 
@@ -190,6 +193,12 @@ class LaneMessage(MessageProxy):
         """What is told of its death."""
         error = type(self._exception).__name__ if self._exception is not None else None
         return Buried(self.route, self.message_id, self.attempt, error)
+
+    def stuff_exception(self, exception: BaseException) -> None:
+        """Keep what it failed with. Dramatiq's error for a time limit does not say which: it does from now on."""
+        if isinstance(exception, TimeLimitExceeded) and not exception.args and self.limit_s is not None:
+            exception.args = (f"ran longer than its time limit of {self.limit_s:g} s",)
+        super().stuff_exception(exception)
 
     def clear_exception(self) -> None:
         """Forget the exception, unless it is kept for ``broker.join(fail_fast=True)``, which raises it in tests."""

@@ -26,7 +26,7 @@ from dramatiq.worker import has_results_middleware
 from workers.broker.message import LaneMessage
 from workers.loop.limits import NO_LIMIT, Limits
 
-__all__ = ["Performance", "over_limit"]
+__all__ = ["Performance"]
 
 log = logging.getLogger("callboard.workers")
 
@@ -180,7 +180,7 @@ class Performance:
 
     def time_over(self) -> None:
         """It has run for as long as it may."""
-        self._interrupt(TimeLimitExceeded(over_limit(self.limit_s)))
+        self._interrupt(TimeLimitExceeded())
 
     def _interrupt(self, reason: BaseException) -> None:
         if self._reason is None:
@@ -199,11 +199,6 @@ class Performance:
             reason.__cause__ = error  # it knows where the coroutine was
             self._error = reason
         self._done(self)
-
-
-def over_limit(limit_s: float) -> str:
-    """What is said of a job whose time is over."""
-    return f"ran longer than its time limit of {limit_s:g} s"
 
 
 def _comes_of(error: BaseException, reason: BaseException) -> bool:

@@ -8,15 +8,12 @@ left to Dramatiq.
 from __future__ import annotations
 
 import threading
-from time import monotonic, sleep
 from typing import Any
 
 from dramatiq import Broker, MessageProxy, Worker, middleware
-from dramatiq.middleware import Shutdown, TimeLimitExceeded
-from dramatiq.threading import is_gevent_active, raise_thread_exception
+from dramatiq.middleware import Shutdown
 
 from workers.broker.message import LaneMessage, Performing
-from workers.loop.performance import over_limit
 
 __all__ = ["ShutdownNotifications", "TimeLimit"]
 
@@ -28,19 +25,16 @@ def _performance(message: MessageProxy) -> Performing | None:
 class TimeLimit(middleware.TimeLimit):
     """As Dramatiq's. An async job's limit is exact, and holds in embedded workers too (no thread has to watch it)."""
 
-    def __init__(self, *, time_limit: float = 600_000, interval: int = 1_000) -> None:
-        super().__init__(time_limit=time_limit, interval=interval)
-        if not is_gevent_active():
-            self.manager: Any = _Deadlines(interval / 1000)
-
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        actor = broker.get_actor(message.actor_name)
+        limit_ms = message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)
+        if isinstance(message, LaneMessage):
+            message.limit_s = limit_ms / 1000  # so that it can say which
         performance = _performance(message)
         if performance is None:
             super().before_process_message(broker, message)  # type: ignore[no-untyped-call]
-            return
-        actor = broker.get_actor(message.actor_name)
-        limit_ms = message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)
-        performance.limit_s = limit_ms / 1000
+        else:
+            performance.limit_s = limit_ms / 1000
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -49,53 +43,6 @@ class TimeLimit(middleware.TimeLimit):
             super().after_process_message(broker, message, result=result, exception=exception)  # type: ignore[no-untyped-call]
 
     after_skip_message = after_process_message
-
-
-class _Deadlines(threading.Thread):
-    """Interrupts threads whose time is over, as Dramatiq's does, which raises an error without a text."""
-
-    def __init__(self, interval_s: float) -> None:
-        super().__init__(name="callboard time limits", daemon=True)
-        self._interval_s = interval_s
-        self._lock = threading.RLock()
-        self._ends: dict[int, tuple[float, float]] = {}
-
-    def add_timeout(self, thread_id: int, limit_ms: float) -> None:
-        """The thread has so many milliseconds from now on."""
-        with self._lock:
-            self._ends[thread_id] = (monotonic() + limit_ms / 1000, limit_ms)
-
-    def remove_timeout(self, thread_id: int) -> None:
-        """It is done. Safe twice."""
-        with self._lock:
-            self._ends.pop(thread_id, None)
-
-    def run(self) -> None:
-        """Look now and then, for ever."""
-        while True:
-            for thread_id, limit_ms in self._over():
-                raise_thread_exception(thread_id, _exceeded(limit_ms))
-            sleep(self._interval_s)
-
-    def _over(self) -> list[tuple[int, float]]:
-        now = monotonic()
-        with self._lock:
-            over = [(thread_id, limit_ms) for thread_id, (ends, limit_ms) in self._ends.items() if now >= ends]
-            for thread_id, _ in over:
-                del self._ends[thread_id]
-        return over
-
-
-def _exceeded(limit_ms: float) -> type[TimeLimitExceeded]:
-    """The error of one limit. In another thread only a class can be raised, so that has the text."""
-
-    class Exceeded(TimeLimitExceeded):
-        def __init__(self) -> None:
-            super().__init__(over_limit(limit_ms / 1000))
-
-    Exceeded.__name__ = Exceeded.__qualname__ = TimeLimitExceeded.__name__
-    Exceeded.__module__ = TimeLimitExceeded.__module__
-    return Exceeded
 
 
 class ShutdownNotifications(middleware.ShutdownNotifications):
