@@ -65,6 +65,11 @@ def _made(found: dict[str, Any], present: set[str], extra: dict[str, Any]) -> En
     return envelope
 
 
+_made(
+    _ABSENT, set(), {}
+)  # the first ones give the table its names; CPython closes it after some thirty that pydantic makes
+
+
 @lru_cache(maxsize=64)
 def _shared(present: frozenset[str]) -> set[str]:
     """One set of names for all envelopes that have these: pydantic copies it before it changes it."""
