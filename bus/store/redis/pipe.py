@@ -19,8 +19,8 @@ __all__ = ["Pipe", "pipe"]
 
 LOOK_S: Final = 0.00015
 """How long to look out for an answer."""
-DISCOURAGED: Final = 32
-"""After a look in vain, how many answers are waited for without one."""
+MOST_DISCOURAGED: Final = 32
+"""After a look in vain, how many answers are waited for without one: one, and twice as many each time, up to so many."""
 
 
 class Pipe(Protocol):
@@ -54,7 +54,7 @@ class _Patient:
 
 
 class _Watched:
-    __slots__ = ("_discouraged", "_poll", "_socket", "_timeout_s")
+    __slots__ = ("_discouraged", "_in_vain", "_poll", "_socket", "_timeout_s")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -63,6 +63,7 @@ class _Watched:
         poll.register(sock, select.POLLIN)
         self._poll = poll.poll
         self._discouraged = 0
+        self._in_vain = 1
         sock.settimeout(0)  # a socket with a timeout asks the kernel before each call whether it may
 
     def send(self, data: bytes) -> None:
@@ -90,6 +91,8 @@ class _Watched:
         until = time.monotonic() + LOOK_S
         while not self._poll(0):  # which lets go of the GIL
             if time.monotonic() > until:
-                self._discouraged = DISCOURAGED
+                self._discouraged = self._in_vain
+                self._in_vain = min(2 * self._in_vain, MOST_DISCOURAGED)
                 return False
+        self._in_vain = 1
         return True
