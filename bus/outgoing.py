@@ -58,7 +58,7 @@ class Outgoing:
                 await asyncio.sleep(step.seconds)
                 continue
             try:
-                answer = await side.store.append(step.batch)
+                answer = await side.store.append(step)
             except BusUnavailable as error:
                 answer = error
 
@@ -108,7 +108,7 @@ class Outgoing:
                 time.sleep(step.seconds)
                 continue
             try:
-                answer = self._life.store.append(step.batch)
+                answer = self._life.store.append(step)
             except BusUnavailable as error:
                 answer = error
 

@@ -1,6 +1,6 @@
 """Publishing: from an event to one atomic append, with one body behind the blocking and the async door.
 
-The body is a generator that never waits itself: it yields what is to be done (:class:`Send` or :class:`Pause`) and is
+The body is a generator that never waits itself: it yields what is to be done (a batch to append, or a :class:`Pause`) and is
 sent the answer. An id makes every append safe to repeat, so a lost reply is answered by sending the same again until the
 deadline; only then is the caller told, with what is known: *refused* or *unknown*.
 """
@@ -27,7 +27,7 @@ from bus.store import base
 from bus.store.base import Appended, Batch, Ended, OwnLimits, Post, Stale
 from bus.topics import topic_set
 
-__all__ = ["Answer", "Delay", "Letter", "Pause", "Publication", "Publisher", "Receipt", "Send"]
+__all__ = ["Answer", "Delay", "Letter", "Pause", "Publication", "Publisher", "Receipt"]
 
 BATCH = 500
 """Posts in one script call at most, so that no call holds the server up for long."""
@@ -63,12 +63,6 @@ class Letter(NamedTuple):
     own: OwnLimits
 
 
-class Send(NamedTuple):
-    """Please append this, and send the answer."""
-
-    batch: Batch
-
-
 class Pause(NamedTuple):
     """Please wait so long."""
 
@@ -76,9 +70,9 @@ class Pause(NamedTuple):
 
 
 Answer = list[Appended] | Stale | Ended | BusUnavailable | None
-"""To a Send: the store's answer, or its failure; to a Pause: None."""
+"""To a batch: the store's answer, or its failure; to a Pause: None."""
 
-Plan = Generator[Send | Pause, Answer, list[Receipt]]
+Plan = Generator[Batch | Pause, Answer, list[Receipt]]
 
 
 class Publisher:
@@ -132,7 +126,7 @@ class Publisher:
                 routing = self._routing
                 batch = self._batch(routing, chunk)
                 sent_at = time.monotonic()
-                answer = yield Send(batch)
+                answer = yield batch
                 if isinstance(answer, BusUnavailable):
                     # Once unknown, always unknown: a later refusal says nothing of what was sent before.
                     unknown = unknown or answer.outcome == "unknown"
@@ -165,16 +159,9 @@ class Publisher:
             wanted = routing.jobs(letter.type, letter.topics, letter.key, partial(codec.fields, letter.data))
             jobs = tuple([(used.setdefault(route, len(used)), key) for route, key in wanted])
             posts.append(Post(letter.id, letter.token, letter.topics, letter.body, jobs, letter.due))
-        return Batch(
-            log=letters[0].log,
-            limits=self._log_limits,
-            window_ms=self._window_ms,
-            epoch=ids.epoch(),
-            version=routing.version,
-            routes=tuple([routing.routes[route] for route in used]),
-            posts=tuple(posts),
-            own=letters[0].own,
-        )
+        routes = tuple([routing.routes[route] for route in used])
+        log, own = letters[0].log, letters[0].own
+        return Batch(log, self._log_limits, self._window_ms, ids.epoch(), routing.version, routes, tuple(posts), own)
 
 
 def _chunks(letters: Sequence[Letter]) -> Iterable[list[Letter]]:

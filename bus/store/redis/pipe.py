@@ -77,22 +77,22 @@ class _Watched:
             self._socket.settimeout(0)
 
     def receive(self, most: int) -> bytes:
-        if not self._look() and not self._poll(None if self._timeout_s is None else self._timeout_s * 1000):
+        if self._discouraged:
+            self._discouraged -= 1
+        else:
+            until = time.monotonic() + LOOK_S
+            while time.monotonic() < until:
+                try:
+                    heard = self._socket.recv(most)  # which lets go of the GIL
+                except BlockingIOError:
+                    continue
+                self._in_vain = 1
+                return heard
+            self._discouraged = self._in_vain
+            self._in_vain = min(2 * self._in_vain, MOST_DISCOURAGED)
+        if not self._poll(None if self._timeout_s is None else self._timeout_s * 1000):
             raise TimeoutError("timed out")
         return self._socket.recv(most)
 
     def rest(self) -> None:
         self._discouraged = max(1, self._discouraged)
-
-    def _look(self) -> bool:
-        if self._discouraged:
-            self._discouraged -= 1
-            return False
-        until = time.monotonic() + LOOK_S
-        while not self._poll(0):  # which lets go of the GIL
-            if time.monotonic() > until:
-                self._discouraged = self._in_vain
-                self._in_vain = min(2 * self._in_vain, MOST_DISCOURAGED)
-                return False
-        self._in_vain = 1
-        return True
