@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
@@ -21,6 +22,9 @@ __all__ = ["Bell", "Waiter"]
 REST_S = 5.0
 """How long the bell rests on the server at a time."""
 RETRY_S = 0.5
+YIELD_S = 0.0001
+"""How long the bell leaves the interpreter to the threads that it has just woken: they are awake after half of that, and
+would have to wait until it has nothing more to do."""
 MOST_TAKES = 8
 """With more takes than these the bell only rings, for each is tried at each ring."""
 
@@ -144,6 +148,8 @@ class Bell:
         for queue, some in brought.items():
             if some:
                 waiters[queue].bring(some)  # which never raises for what was taken
+        if kept:
+            time.sleep(YIELD_S)
         if refused or in_vain:
             self._pass_on(woken.rang if in_vain else None)
 

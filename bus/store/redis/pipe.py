@@ -19,6 +19,8 @@ __all__ = ["Pipe", "pipe"]
 
 LOOK_S: Final = 0.00015
 """How long to look out for an answer."""
+WARM_S: Final = 0.005
+"""After a longer silence the answer will take longer, and whoever works on it may need the core on which we would look."""
 MOST_DISCOURAGED: Final = 32
 """After a look in vain, how many answers are waited for without one: one, and twice as many each time, up to so many."""
 
@@ -54,7 +56,7 @@ class _Patient:
 
 
 class _Watched:
-    __slots__ = ("_discouraged", "_in_vain", "_poll", "_socket", "_timeout_s")
+    __slots__ = ("_discouraged", "_heard_at", "_in_vain", "_poll", "_socket", "_timeout_s")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -64,9 +66,12 @@ class _Watched:
         self._poll = poll.poll
         self._discouraged = 0
         self._in_vain = 1
+        self._heard_at = 0.0
         sock.settimeout(0)  # a socket with a timeout asks the kernel before each call whether it may
 
     def send(self, data: bytes) -> None:
+        if time.monotonic() > self._heard_at + WARM_S:
+            self.rest()
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
@@ -81,17 +86,18 @@ class _Watched:
             self._discouraged -= 1
         else:
             until = time.monotonic() + LOOK_S
-            while time.monotonic() < until:
+            while (now := time.monotonic()) < until:
                 try:
                     heard = self._socket.recv(most)  # which lets go of the GIL
                 except BlockingIOError:
                     continue
-                self._in_vain = 1
+                self._in_vain, self._heard_at = 1, now
                 return heard
             self._discouraged = self._in_vain
             self._in_vain = min(2 * self._in_vain, MOST_DISCOURAGED)
         if not self._poll(None if self._timeout_s is None else self._timeout_s * 1000):
             raise TimeoutError("timed out")
+        self._heard_at = time.monotonic()
         return self._socket.recv(most)
 
     def rest(self) -> None:
