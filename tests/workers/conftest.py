@@ -1,4 +1,4 @@
-"""What tests of Dramatiq's features stand on: its own backends for results and limits, in both modes."""
+"""What tests of workers stand on: a bus and an app in both modes, and Dramatiq's own backends for results and limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,21 @@ from dramatiq.results import ResultBackend
 from dramatiq.results.backends import RedisBackend as RedisResults
 from dramatiq.results.backends import StubBackend as StubResults
 
+from bus import Bus
 from tests.servers import Server
+from workers import App
+
+
+@pytest.fixture
+def bus(url: str, namespace: str) -> Iterator[Bus]:
+    bus = Bus(url, namespace=namespace)
+    yield bus
+    bus.close_sync()
+
+
+@pytest.fixture
+def app(bus: Bus) -> App:
+    return App(bus)
 
 
 class Backends(NamedTuple):

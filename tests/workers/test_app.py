@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import dramatiq
@@ -25,18 +25,6 @@ class Posted(Event, type="test.posted", version=1):
 
 class Approved(Event, type="test.approved", version=1):
     text: str
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
 
 
 def post(bus: Bus, text: str, agent_id: str = "a1", **options: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, NoReturn
 
 import dramatiq
@@ -20,18 +20,6 @@ from workers import App, BootFailed
 
 class Cue(Event, type="exits.cue", version=1):
     n: int = 0
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
 
 
 async def leave(how: type[BaseException]) -> NoReturn:

@@ -6,7 +6,6 @@ import gc
 import logging
 import queue
 import weakref
-from collections.abc import Iterator
 
 import dramatiq
 import pytest
@@ -19,18 +18,6 @@ from bus import Bus
 from tests.waiting import wait_until
 from tests.workers.running import working
 from workers import App
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
 
 
 def test_a_queue_is_looked_at_filled_and_emptied_as_a_queue(app: App) -> None:

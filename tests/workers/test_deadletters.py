@@ -22,18 +22,6 @@ class Mail(Event, type="test.mail", version=1):
 
 
 @pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
-
-
-@pytest.fixture
 def letters(bus: Bus) -> DeadLetters:
     return DeadLetters(bus)
 

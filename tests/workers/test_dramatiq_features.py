@@ -32,13 +32,6 @@ class Asked(Event, type="test.feature.asked", version=1):
 
 
 @pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
 def app(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> App:
     app = App(bus)
     monkeypatch.setattr(dramatiq.broker, "global_broker", app.broker)  # where results and pipelines look

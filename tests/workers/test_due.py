@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import dramatiq
@@ -18,18 +17,6 @@ from workers import App
 
 class Due(Event, type="test.due", version=1):
     n: int
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
 
 
 def test_delayed_work_comes_on_time_and_not_with_the_next_beat(app: App, bus: Bus) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -27,18 +26,6 @@ QUICK: dict[str, Any] = {"min_backoff": 2, "max_backoff": 10}
 class Poked(Event, type="test.poked", version=1):
     n: int
     agent_id: str = ""
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
 
 
 def run(app: App) -> DeadLetter:

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,6 @@ from workers import App, BootFailed, Context, WorkersError
 class Cue(Event, type="test.cue", version=1):
     agent_id: str = "a1"
     n: int = 0
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
 
 
 def test_resources_are_opened_before_the_first_event_and_closed_after_the_last_in_reverse(app: App, bus: Bus) -> None:

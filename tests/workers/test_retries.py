@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -21,18 +20,6 @@ QUICK: dict[str, Any] = {"min_backoff": 2, "max_backoff": 10}
 
 class Tried(Event, type="test.tried", version=1):
     n: int
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
 
 
 def run(app: App) -> list[DeadLetter]:

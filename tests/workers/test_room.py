@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,13 +21,6 @@ from workers.broker.room import AHEAD_S, Room, Rooms
 
 class Asked(Event, type="test.asked", version=1):
     n: int
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
 
 
 def never() -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import dramatiq
 import pytest
@@ -20,13 +20,6 @@ from workers import App, BootFailed
 class Cue(Event, type="test.start_stop.cue", version=1):
     agent_id: str = "a1"
     n: int = 0
-
-
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
 
 
 class Load:

@@ -57,18 +57,6 @@ class Told(Event, type="test.told", version=1):
     text: str = SECRET
 
 
-@pytest.fixture
-def bus(url: str, namespace: str) -> Iterator[Bus]:
-    bus = Bus(url, namespace=namespace)
-    yield bus
-    bus.close_sync()
-
-
-@pytest.fixture
-def app(bus: Bus) -> App:
-    return App(bus)
-
-
 def hear(listener: SyncListener, until: type[Notice] = WorkerStopped) -> list[Delivery]:
     """What is told, up to the first of a kind."""
     heard: list[Delivery] = []
