@@ -249,6 +249,7 @@ class Store(Protocol):
         *,
         serves: Sequence[str] = (),
         unanswered: Sequence[int] = (),
+        stopping: bool = False,
     ) -> Beat:
         """Renew the worker's lease, hand back what it does not hold, and do the sweep that any worker may do.
 
@@ -256,7 +257,8 @@ class Store(Protocol):
         are still on their way (``unanswered``), everything else is handed back. The sweep recovers the jobs of expired leases (to the head of their lanes, or as ``poison`` to the dead
         letters once ``max_lost`` leases ran out under one; five, or innocents may end so too), moves due work to its lanes and drops dead letters past
         their retention, and rings again wherever work is ready and nobody was told. ``serves`` names what the worker takes
-        work for (``queue|handler``), for the census.
+        work for (``queue|handler``), for the census. Where the last beat of a worker said ``stopping``, what it left behind
+        is recovered as well, but no lease counts as lost: it did not die of that.
         """
 
     def leave(self, worker: str) -> int:

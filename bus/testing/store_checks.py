@@ -180,10 +180,11 @@ class Worker:
         lease_ms: int = CALM_LEASE_MS,
         received: int | None = None,
         max_lost: int = 1_000,
+        stopping: bool = False,
     ) -> Beat:
         """Beat; by default for all tickets so far."""
         received = self.tickets if received is None else received
-        return self.store.beat(self.name, lease_ms, received, [one.job for one in held], max_lost)
+        return self.store.beat(self.name, lease_ms, received, [one.job for one in held], max_lost, stopping=stopping)
 
     def drain(self, *, handlers: tuple[str, ...] = ("h",), queue: str = "q") -> list[bytes]:
         """Take and ack one by one until nothing is ready. The bodies, in the order in which they came."""

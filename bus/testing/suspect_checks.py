@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bus.store.base import COMPANY, Store
 from bus.testing.lease_checks import lose_lease
-from bus.testing.store_checks import NEVER, Worker, bodies, collected, enqueue
+from bus.testing.store_checks import NEVER, Worker, bodies, collected, enqueue, until
 
 __all__ = ["SUSPECT_CHECKS"]
 
@@ -25,6 +25,25 @@ def check_a_job_lost_once_is_taken_with_others(store: Store) -> None:
     lose_lease(worker, to=Worker(store, "w2"))
 
     assert bodies(Worker(store, "w3").take()) == [b"1", b"2"], "one killed worker's jobs are no suspects"
+
+
+def check_what_a_stopping_worker_leaves_behind_was_not_lost(store: Store) -> None:
+    sweeper = Worker(store, "sweeper")
+    enqueue(store, b"long", key="a")
+    for life in range(6):
+        worker = Worker(store, f"life {life}")
+        (long,) = worker.take()
+        assert (long.body, long.lost) == (b"long", 0), f"after {life} stops it is {long}"
+        worker.beat([long], lease_ms=1, stopping=True)
+        until(lambda: sweeper.beat(received=0, max_lost=1).recovered, "the lease to run out")
+    changed = Worker(store, "changed its mind")
+    held = changed.take()
+    changed.beat(held, stopping=True)
+    changed.beat(held)
+    lose_lease(changed, to=sweeper)
+    assert [one.lost for one in sweeper.take()] == [1], (
+        "a worker that does not stop any more died, and that did not count"
+    )
 
 
 def check_a_suspect_is_taken_with_nothing_else(store: Store) -> None:

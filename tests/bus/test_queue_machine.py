@@ -140,6 +140,7 @@ class Model:
         self.books: defaultdict[str, dict[Piece, int]] = defaultdict(dict)
         """What each worker holds as the store must see it, with the ticket, in the order of the takes."""
         self.leases: dict[str, int] = {}
+        self.stopping: set[str] = set()
         self.apart: dict[str, tuple[str, str, bool]] = {}
         """For which queue and handler a worker is set apart, and whether it works on suspects already."""
         self.fresh_next: set[tuple[str, str]] = set()
@@ -332,8 +333,9 @@ class Model:
 
     # leases and time
 
-    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str]) -> Beat:
+    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], *, stopping: bool) -> Beat:
         """The answer, with a time for the next due that is right to the minute."""
+        (self.stopping.add if stopping else self.stopping.discard)(worker)
         books = self.books[worker]
         strays = [piece for piece, ticket in books.items() if ticket <= received and piece.number not in held]
         self._hand_back(worker, strays)
@@ -363,7 +365,7 @@ class Model:
         death, came_by, recovered = next(self._deaths), list[set[Turn]](), 0
         for worker in gone:
             before = set(self.ready.values())
-            lost = self.leave(worker, count_lost=True, death=death)
+            lost = self.leave(worker, count_lost=worker not in self.stopping, death=death)
             recovered += lost
             came_by.append(set(self.ready.values()) - before)
         for mine in came_by:
@@ -382,6 +384,7 @@ class Model:
                 self._hand_back(worker, [piece])
         del self.books[worker]
         self.leases.pop(worker, None)
+        self.stopping.discard(worker)
         return len(pieces)
 
     def rejoin(self) -> None:
@@ -687,19 +690,25 @@ class Queueing(RuleBasedStateMachine):
 
     # leases and time
 
-    @rule(place=places, dropped=st.sampled_from([0, 0, 0, 1, 2]), on_its_way=st.booleans(), long=st.booleans())
-    def beat(self, place: int, dropped: int, on_its_way: bool, long: bool) -> None:  # noqa: FBT001 - two by two
+    @rule(
+        place=places,
+        dropped=st.sampled_from([0, 0, 0, 1, 2]),
+        on_its_way=st.booleans(),
+        long=st.booleans(),
+        stopping=st.sampled_from([False, False, False, True]),
+    )
+    def beat(self, place: int, dropped: int, on_its_way: bool, long: bool, stopping: bool) -> None:  # noqa: FBT001 - two by two
         """With what is in the hands (some may have slipped), and with the last answer received or on its way."""
         player = self.players[place]
         player.hands = player.hands[dropped:]
-        self._beat(player, player.tickets - on_its_way, LONG_LEASE_MS if long else LEASE_MS)
+        self._beat(player, player.tickets - on_its_way, LONG_LEASE_MS if long else LEASE_MS, stopping=stopping)
 
-    def _beat(self, player: Player, received: int, lease_ms: int) -> None:
+    def _beat(self, player: Player, received: int, lease_ms: int, *, stopping: bool = False) -> None:
         held = [one.job for one in player.hands]
         self._travel(SECOND_MS)
-        found = self.store.beat(player.name, lease_ms, received, held, MAX_LOST)
+        found = self.store.beat(player.name, lease_ms, received, held, MAX_LOST, stopping=stopping)
 
-        expected = self.model.beat(player.name, lease_ms, received, held)
+        expected = self.model.beat(player.name, lease_ms, received, held, stopping=stopping)
         self.model.rejoin()
         found = found._replace(buried=sorted(found.buried))  # between two workers' jobs there is no order
         assert found[1:] == expected[1:], f"a beat of {player.name} found {found}, and {expected} was to be found"

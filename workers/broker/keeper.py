@@ -76,7 +76,14 @@ class Keeper:
         if stuck or not self._bell.serves_anybody:  # no consumer takes settlements along
             books.exchange()
         return books.store().beat(
-            books.worker, self._lease_ms, ticket, held, MAX_LOST, serves=serves, unanswered=unanswered
+            books.worker,
+            self._lease_ms,
+            ticket,
+            held,
+            MAX_LOST,
+            serves=serves,
+            unanswered=unanswered,
+            stopping=books.quiet,
         )
 
     def _tell(self, beat: Beat) -> None:

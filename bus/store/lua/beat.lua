@@ -4,7 +4,8 @@
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 its last ticket and after it those whose
 --       answers are on their way, 4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of
---       all that it serves, then the jobs that it holds. What is several is separated by spaces
+--       all that it serves, 7 whether it is stopping (1 or 0), then the jobs that it holds. What is several is separated by
+--       spaces
 -- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0, of the
 --         recovered: those that were buried}
 
@@ -17,11 +18,12 @@ end
 local now = now_ms()
 local recovered, buried = 0, {}
 
-local function recover(job, record)
+-- Who has said that it stops has not died of what it left behind.
+local function recover(job, record, died)
   local _, prio, queue, handler, key = unpack_held(record)
   recovered = recovered + 1
-  any_lost = true
-  if call('HINCRBY', P .. 'lost', job, 1) >= max_lost then
+  if died then any_lost = true end
+  if died and call('HINCRBY', P .. 'lost', job, 1) >= max_lost then
     bury(job, 'poison', prio, queue, handler, key, now)
     buried[#buried + 1] = job
   else
@@ -40,7 +42,7 @@ end
 
 -- 1. What this worker holds in our books but not in its hands was lost on the way: back to the heads of the lanes.
 local mine, strays = {}, {}
-for i = 7, #ARGV do mine[ARGV[i]] = true end
+for i = 8, #ARGV do mine[ARGV[i]] = true end
 local jobs, record_of = read_books(worker)
 for _, job in ipairs(jobs) do
   local ticket = unpack_held(record_of[job])
@@ -61,6 +63,7 @@ local function strike_out(gone)
   call('HDEL', P .. 'serves', gone)
   call('HDEL', P .. 'apart', gone)
   call('HDEL', P .. 'born', gone)
+  call('SREM', P .. 'stopping', gone)
 end
 
 if lease == 0 then
@@ -70,6 +73,7 @@ if lease == 0 then
 end
 local forgotten = call('ZADD', P .. 'workers', now + lease, worker)
 call('HSET', P .. 'serves', worker, ARGV[6])
+call(ARGV[7] == '1' and 'SADD' or 'SREM', P .. 'stopping', worker)
 
 -- 2. Time in which nobody could beat does not count: the server was away or hung, its workers were not. But only one who
 -- was there before it is a witness of that; to one who came since, it may be that all the others are dead. At its first
@@ -89,7 +93,8 @@ if sweeps then call('HSET', P .. 'meta', 'b', now) end
 for _, gone in ipairs(sweeps and call('ZRANGEBYSCORE', P .. 'workers', '-inf', now) or {}) do
   local its, its_record_of = read_books(gone)
   last_taken_first(its, its_record_of)
-  for _, job in ipairs(its) do recover(job, its_record_of[job]) end
+  local died = call('SISMEMBER', P .. 'stopping', gone) == 0
+  for _, job in ipairs(its) do recover(job, its_record_of[job], died) end
   strike_out(gone)
 end
 

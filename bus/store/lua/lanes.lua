@@ -28,6 +28,7 @@
 --   pending                      hash    queue|handler -> unfinished jobs
 --   workers                      zset    worker -> when its lease ends (ms)
 --   born                         hash    worker -> its first beat (ms)
+--   stopping                     set     workers that have said so: what they leave behind was not lost
 --   serves                       hash    worker -> queue|handler, of all that it takes work for, separated by spaces
 --   held:worker                  hash    job -> ticket|place in that take|prio|queue|handler|key
 --   steps:job                    hash    step -> what it gave, so that a repeated attempt does not do it again

@@ -93,6 +93,7 @@ class Queues:
         self._suspects: dict[str, _Suspects] = {}  # by queue|handler, of those that have some
         self._apart: dict[str, _Apart] = {}  # only while the worker holds something
         self._leases: dict[str, int] = {}
+        self._stopping: set[str] = set()  # what these leave behind was not lost
         self.serving: dict[str, frozenset[str]] = {}
         self._held: defaultdict[str, OrderedDict[str, _Held]] = defaultdict(OrderedDict)
         self._letters: OrderedDict[str, _Letter] = OrderedDict()
@@ -343,18 +344,24 @@ class Queues:
         self._leases.pop(worker, None)
         self._held.pop(worker, None)
         self._apart.pop(worker, None)
+        self._stopping.discard(worker)
         self.serving.pop(worker, None)
+
+    def stopping(self, worker: str, *, so: bool) -> None:
+        """A worker says that it stops, or that it does not."""
+        self._stopping.add(worker) if so else self._stopping.discard(worker)
 
     def recover(self, now_ms: int, max_lost: int) -> tuple[int, list[str]]:
         """Take back what the workers held whose lease ran out. Returns how many jobs, and those of them that it buried."""
         recovered, buried = 0, list[str]()
         for _, worker in sorted((ends_ms, worker) for worker, ends_ms in self._leases.items() if ends_ms <= now_ms):
-            books = self._held.pop(worker, OrderedDict[str, _Held]())
+            books, died = self._held.pop(worker, OrderedDict[str, _Held]()), worker not in self._stopping
             self._strike_out(worker)
             for job, record in reversed(books.items()):
                 recovered += 1
-                self._lost[job] += 1
-                if self._lost[job] >= max_lost:
+                if died:
+                    self._lost[job] += 1
+                if died and self._lost[job] >= max_lost:
                     self._bury(job, "poison", record.address, now_ms)
                     buried.append(job)
                 else:

@@ -223,12 +223,14 @@ class MemoryStore:
         *,
         serves: Sequence[str] = (),
         unanswered: Sequence[int] = (),
+        stopping: bool = False,
     ) -> Beat:
         with self._lock:
             now = self._clock.now_ms()
             forgotten = not self._queues.knows(worker)
             handed_back = self._queues.beat(worker, now + lease_ms, ticket, frozenset(held), frozenset(unanswered))
             self._queues.serving[worker] = frozenset(serves)
+            self._queues.stopping(worker, so=stopping)
             recovered, buried = self._queues.recover(now, max_lost)
             next_due = self._queues.promote(now)
             self._queues.expire_letters(now - RETENTION_MS)

@@ -158,8 +158,13 @@ class RedisStore:
         *,
         serves: Sequence[str] = (),
         unanswered: Sequence[int] = (),
+        stopping: bool = False,
     ) -> Beat:
-        return self._run(scripts.beat(worker, lease_ms, ticket, held, max_lost, serves=serves, unanswered=unanswered))
+        return self._run(
+            scripts.beat(
+                worker, lease_ms, ticket, held, max_lost, serves=serves, unanswered=unanswered, stopping=stopping
+            )
+        )
 
     def leave(self, worker: str) -> int:
         return self._run(scripts.beat(worker, 0, 0, (), 0)).handed_back

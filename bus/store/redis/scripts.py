@@ -263,6 +263,7 @@ def beat(
     *,
     serves: Sequence[str] = (),
     unanswered: Sequence[int] = (),
+    stopping: bool = False,
 ) -> Call[Beat]:
     """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
 
@@ -272,7 +273,8 @@ def beat(
         return Beat(next_due_ms if next_due_ms >= 0 else None, recovered, handed_back, bool(forgotten), gone)
 
     tickets = " ".join(map(str, (ticket, *unanswered)))
-    return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, " ".join(serves), *held), found)
+    told = (" ".join(serves), int(stopping))
+    return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, *told, *held), found)
 
 
 def poke(name: str) -> Call[None]:
