@@ -190,7 +190,7 @@ class App:
         job = CURRENT.get()
         event = _read(_envelope(job, text))
         if job is not None:
-            job.keep(envelope=False)
+            job.forget_envelope()
         return event
 
     def _event_and_context(self, handler: Handler, text: str) -> tuple[Event | dict[str, Any], Context]:
@@ -200,10 +200,7 @@ class App:
         attempt = job.attempt if job is not None else 1
         steps = StepLedger(self.bus, job.job if job is not None else None)
         ctx = Context(self.bus, envelope, handler.name, attempt, self._is_stopping, steps, self._off_loop)
-        event = _read(envelope)
-        if job is not None:
-            job.keep(envelope=True)
-        return event, ctx
+        return _read(envelope), ctx
 
 
 def _envelope(job: LaneMessage | None, text: str) -> Envelope:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.virtual_time import VirtualLoop
-from workers.loop.limits import NO_LIMIT, Limits
+from workers.loop.limits import FEW, NO_LIMIT, Limits
 
 
 class One:
@@ -85,9 +85,18 @@ def test_thousands_with_the_same_limit_share_a_timer(loop: VirtualLoop, limits: 
 def test_limits_that_nobody_has_any_more_are_forgotten(loop: VirtualLoop, limits: Limits) -> None:
     for number in range(1, 50):
         limits.end(begun(loop, limits, number))
+    few = limits.timers
     loop.pass_time(50)
 
-    assert limits.timers == 0
+    assert (few, limits.timers) == (FEW, 0)
+
+
+def test_what_is_no_number_is_no_limit(loop: VirtualLoop, limits: Limits) -> None:
+    one = begun(loop, limits, float("nan"))
+    loop.pass_time(50)
+    limits.end(one)
+
+    assert (one.over_at, limits.timers) == ([], 0)
 
 
 def test_one_that_begins_another_in_its_last_moment_harms_nobody(loop: VirtualLoop, limits: Limits) -> None:

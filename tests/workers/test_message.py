@@ -8,6 +8,7 @@ import pickle
 import tracemalloc
 from typing import Any
 
+import dramatiq
 import pytest
 from dramatiq import Message
 
@@ -19,11 +20,7 @@ from tests.workers.running import working
 from workers import App, Context
 from workers.broker.message import EVENT, MESSAGE, LaneMessage, open_job
 
-STATES = pytest.mark.parametrize(
-    "kept",
-    [(), (False,), (True,), (True, False, True), (False, True, False)],
-    ids=["both", "the bytes", "the envelope", "the envelope, asked thrice", "the bytes, asked thrice"],
-)
+STATES = pytest.mark.parametrize("forgotten", [0, 1, 2], ids=["both", "the bytes", "the bytes, asked twice"])
 
 
 class Waited(Event, type="test.message.waited", version=1):
@@ -47,16 +44,16 @@ def taken(what: bytes) -> Taken:
     return Taken("j1", 7, Route("default", "handler", 1), "", what, b"", 0)
 
 
-def of_event(*kept: bool) -> LaneMessage:
+def of_event(forgotten: int = 0) -> LaneMessage:
     message = open_job(taken(EVENT + body()), Clock())
-    for envelope in kept:
-        message.keep(envelope=envelope)
+    for _ in range(forgotten):
+        message.forget_envelope()
     return message
 
 
 @STATES
-def test_whatever_is_held_the_message_is_what_it_was(kept: tuple[bool, ...]) -> None:
-    message = of_event(*kept)
+def test_whatever_is_held_the_message_is_what_it_was(forgotten: int) -> None:
+    message = of_event(forgotten)
 
     assert message.envelope == codec.decode(body())
     assert message.args == (body().decode(),)
@@ -66,8 +63,8 @@ def test_whatever_is_held_the_message_is_what_it_was(kept: tuple[bool, ...]) -> 
 
 
 @STATES
-def test_whatever_is_held_it_is_a_dramatiq_message(kept: tuple[bool, ...]) -> None:
-    message = of_event(*kept)._message  # noqa: SLF001 - what it stands for
+def test_whatever_is_held_it_is_a_dramatiq_message(forgotten: int) -> None:
+    message = of_event(forgotten)._message  # noqa: SLF001 - what it stands for
 
     plain = Message.decode(message.encode())
 
@@ -88,8 +85,8 @@ def test_its_keyword_arguments_are_its_own() -> None:
 
 
 @STATES
-def test_a_function_is_called_with_the_text(kept: tuple[bool, ...]) -> None:
-    message = of_event(*kept)
+def test_a_function_is_called_with_the_text(forgotten: int) -> None:
+    message = of_event(forgotten)
 
     assert message.called(lambda *given: given) == (body().decode(),)
 
@@ -97,10 +94,37 @@ def test_a_function_is_called_with_the_text(kept: tuple[bool, ...]) -> None:
 def test_a_plain_message_is_called_with_all_its_arguments() -> None:
     plain: Message[Any] = Message("default", "handler", (1, 2), {"three": 3}, {})
     message = open_job(taken(MESSAGE + plain.encode()), Clock())
-    message.keep(envelope=True)
+    message.forget_envelope()
 
     assert message.called(lambda *given, **named: (given, named)) == ((1, 2), {"three": 3})
     assert (message.envelope, message.is_event, of_event().is_event) == (None, False, True)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_what_a_handler_does_to_its_data_is_not_told_on(bus: Bus, app: App, kind: str) -> None:
+    told: list[Any] = []
+
+    @dramatiq.actor(broker=app.broker)
+    def failed(message: dict[str, Any], error: dict[str, str]) -> None:
+        told.append(codec.decode(message["args"][0].encode()).data)
+
+    def change(event: dict[str, Any], ctx: Context) -> None:
+        event["n"] += 1
+        event["more"] = object()
+        raise RuntimeError("now it fails")
+
+    async def change_async(event: dict[str, Any], ctx: Context) -> None:
+        change(event, ctx)
+
+    app.on("test.message.untyped", max_retries=0, on_failure="failed", name="change")(
+        change if kind == "sync" else change_async
+    )
+    app.bind()
+    bus.publish_sync({"type": "test.message.untyped", "n": 1})
+    with working(app):
+        wait_until(lambda: told, "the callback")
+
+    assert told == [{"n": 1}]
 
 
 class Hall:
@@ -121,7 +145,7 @@ class Hall:
             self._loop.call_soon_threadsafe(self._over.set)
 
 
-@pytest.mark.parametrize(("signature", "most"), [("event", 4_600), ("event, ctx", 5_200)])
+@pytest.mark.parametrize(("signature", "most"), [("event", 4_600), ("event, ctx", 5_700)])
 def test_a_handler_that_waits_holds_little(redis_url: str, namespace: str, signature: str, most: int) -> None:
     app, hall = App(Bus(redis_url, namespace=namespace), concurrency=1_000), Hall()
 

@@ -80,11 +80,11 @@ def shared(route: Route) -> Route:
 class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an instance costs 20 us more
     """The message of an event. Its argument is the envelope's text, made when somebody asks for it.
 
-    It has come as bytes and was read. Thousands may wait, so where it is known which of the two is still of use, the other
-    is let go of, and made of that one for who asks after all.
+    It has come as bytes and was read. Thousands may wait, so what was read is let go of where nobody needs it any more, and
+    read again for who asks after all. The bytes stay: a handler may change the data that it was given.
     """
 
-    body: bytes | None
+    body: bytes
     read: Envelope | None
     named: dict[str, Any] | None
 
@@ -105,8 +105,7 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
 
     def __getattr__(self, name: str) -> Any:
         if name == "args":
-            text = codec.encode(self.envelope) if self.body is None else self.body[len(EVENT) :]
-            return (text.decode(),)
+            return (self.body[len(EVENT) :].decode(),)
         if name == "kwargs":
             if self.named is None:
                 object.__setattr__(self, "named", {})
@@ -116,16 +115,13 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
     @property
     def envelope(self) -> Envelope:
         """What it has come in."""
-        envelope = self.read or _envelope_in(self.body or b"")
+        envelope = self.read or _envelope_in(self.body)
         object.__setattr__(self, "read", envelope)
         return envelope
 
-    def keep(self, *, envelope: bool) -> None:
-        """Keep the envelope, or the bytes."""
-        if not envelope and self.body is not None:
-            object.__setattr__(self, "read", None)
-        elif envelope and self.read is not None:
-            object.__setattr__(self, "body", None)
+    def forget_envelope(self) -> None:
+        """Nobody needs it, as far as is known. Safe twice."""
+        object.__setattr__(self, "read", None)
 
 
 class LaneMessage(MessageProxy):
@@ -178,10 +174,10 @@ class LaneMessage(MessageProxy):
         """The event's; ``None`` for a plain message."""
         return self._message.envelope if isinstance(self._message, _EventMessage) else None
 
-    def keep(self, *, envelope: bool) -> None:
-        """An event's handler has been called: does anybody hold its envelope, or may it be read again if need be?"""
+    def forget_envelope(self) -> None:
+        """Its handler has what it wants: the envelope may be read again if need be. Safe twice."""
         if isinstance(self._message, _EventMessage):
-            self._message.keep(envelope=envelope)
+            self._message.forget_envelope()
 
     def called(self, function: Callable[..., T]) -> T:
         """What a function gives that is called with the message's arguments."""

@@ -28,14 +28,19 @@ class Backstage:
     """``start`` and ``close`` bear being called twice. What is submitted while it is closed waits for the next start."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], None] | int] = SimpleQueue()  # a number ends threads of that generation
         self._threads: list[threading.Thread] = []
+        self._generation = 0
+        self._over = 0  # the last generation that was closed
 
     def start(self) -> None:
         """Start the threads."""
         if not self._threads:
+            self._generation += 1
             for n in range(THREADS):  # one by one: a signal may end the boot in their midst
-                thread = threading.Thread(target=self._work, name=f"callboard hooks {n}", daemon=True)
+                thread = threading.Thread(
+                    target=self._work, args=(self._generation,), name=f"callboard hooks {n}", daemon=True
+                )
                 thread.start()
                 self._threads.append(thread)
 
@@ -67,15 +72,25 @@ class Backstage:
         """End the threads once they have done what was submitted; one that hangs is left behind at the deadline."""
         threads, self._threads = self._threads, []
         for _ in threads:
-            self._queue.put(None)
+            self._queue.put(self._generation)
         deadline = time.monotonic() + timeout_s
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._over = self._generation
 
-    def _work(self) -> None:
-        while (act := self._queue.get()) is not None:
+    def _work(self, generation: int) -> None:
+        while True:
+            act = self._queue.get()
+            if isinstance(act, int):
+                if act < generation:
+                    continue  # it was for one that hung
+                if act > generation:
+                    self._queue.put(act)
+                return
             try:
                 act()
             except BaseException:  # an exit that a hook asked for would end a thread that others need
                 log.exception("a hook ended in an unexpected way; going on")
             del act
+            if generation <= self._over:  # it hung over the end
+                return

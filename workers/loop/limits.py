@@ -13,6 +13,8 @@ __all__ = ["NO_LIMIT", "Limits"]
 
 NO_LIMIT = float("inf")
 EXACT_S = 0.0005
+FEW = 16
+"""Timers that may stand though nobody needs them just now: nearly always there is one, and somebody soon does."""
 
 
 class Limited(Protocol):
@@ -39,7 +41,7 @@ class Limits:
 
     def begin(self, one: Limited, loop: asyncio.AbstractEventLoop) -> None:
         """Tell it when its time is over, unless it has ended by then."""
-        if one.limit_s == NO_LIMIT:
+        if not one.limit_s < NO_LIMIT:  # nor is what is no number a limit
             return
         self._running.setdefault(one.limit_s, {})[one] = loop.time()
         if one.limit_s not in self._timers:
@@ -50,6 +52,9 @@ class Limits:
         running = self._running.get(one.limit_s)
         if running is not None:
             running.pop(one, None)
+            if not running and len(self._timers) > FEW:
+                self._timers.pop(one.limit_s).cancel()
+                del self._running[one.limit_s]
 
     def close(self) -> None:
         """Tell nobody any more. Safe twice."""

@@ -165,6 +165,10 @@ class Performance:
         self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
         self._task.add_done_callback(self._end)
 
+    def fail(self, error: BaseException) -> None:
+        """It could not be begun."""
+        self._error = error
+
     async def _act(self) -> None:
         try:
             self._result = await self.message.called(self._function)

@@ -160,7 +160,12 @@ class Stage:
         self._called = False
         loop, done = asyncio.get_running_loop(), self._exit
         while self._entering:
-            self._entering.popleft().play(loop, self._limits, done)
+            performance = self._entering.popleft()
+            try:
+                performance.play(loop, self._limits, done)
+            except Exception as error:  # noqa: BLE001 - it ends this one, and not what stands behind it
+                performance.fail(error)
+                done(performance)
 
     def _exit(self, performance: Performance) -> None:
         """On the loop."""
