@@ -221,8 +221,8 @@ def _suspects(states: Sequence[QueueState]) -> Finding:
     count = sum(state.suspects for state in states)
     if not count:
         return Finding("suspects", "ok", "none")
-    what = f"{count} jobs wait to be taken apart from others, in small groups, for two or more of their workers died"
-    advice = "look for what kills workers: memory, kill -9, a second signal to a stop"
+    what = f"{count} jobs wait to be taken a few at a time, for two or more of their workers died"
+    advice = "look for what kills workers (memory, kill -9); fresh work goes on beside them, but for those that are tried alone"
     return Finding("suspects", "warning", what, advice)
 
 

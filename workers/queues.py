@@ -28,8 +28,8 @@ class QueueState:
     """The unfinished work of one handler (or plain actor) on one queue.
 
     ``unfinished`` counts every job. Each is ``ready`` (of a lane only the head), in a lane behind another (``in_lanes``),
-    ``delayed``, ``retrying`` (the head of a lane that waits for its retry), a suspect (two of its workers died: it waits to
-    be taken with its like only), or in flight, by worker. ``oldest_s`` is the age of the oldest ready one, ``consumers`` counts the
+    ``delayed``, ``retrying`` (the head of a lane that waits for its retry), a suspect (two of its workers died: it is
+    taken in small company), or in flight, by worker. ``oldest_s`` is the age of the oldest ready one, ``consumers`` counts the
     workers that serve the handler, ``bound`` says whether events become work for it.
     """
 

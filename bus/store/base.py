@@ -233,10 +233,11 @@ class Store(Protocol):
     def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
         """Settle, then take, in one round trip. A settlement that the worker has no right to is refused (``False``).
 
-        A job under which two leases ran out is a *suspect*: it may be what kills its workers. Suspects of one handler go
-        to a worker that holds nothing, nothing else with them, and no more than :data:`~bus.store.jobs.COMPANY` says; it is
-        handed nothing more until it has settled them. Where no worker is free for some, the next that asks is *set apart*:
-        it is handed nothing until it holds nothing. Suspects and fresh work of their handler take turns.
+        A job under which two leases ran out is a *suspect*: it may be what kills its workers. A worker has no more of them at
+        a time than :data:`~bus.store.jobs.COMPANY` says, beside fresh work, and never such that lost more leases beside such
+        that lost fewer. One that must be alone goes to a worker that holds nothing, which is handed nothing more until it
+        has settled it; where no worker is free for it, the next that asks is *set apart*: it is handed nothing until it
+        holds nothing. Suspects and fresh work take turns.
         """
 
     def beat(

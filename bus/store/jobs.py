@@ -86,9 +86,9 @@ SUSPECT = 2
 
 Company = tuple[int, int, int]
 COMPANY: Company = (256, 16, 1)
-"""How many suspects are taken together at the most: of those under which two leases ran out, three, and more than that.
+"""How many suspects a worker has at a time: of those under which two leases ran out, three, and more than that.
 
-One of them may kill its worker, and nobody knows which. So they are in smaller company each time, and alone the last time
+One of them may kill its worker, and nobody knows which. So they are in smaller company each time, and all alone the last time
 before ``max_lost`` (five): then no innocent job ends as poison, and thousands that were in flight in a worker that was
 killed do not wait for one another.
 """
@@ -122,7 +122,7 @@ class Count(NamedTuple):
     """The unfinished work of one handler on one queue.
 
     ``ready`` are entries that can be taken now (a lane with work counts once), ``delayed`` jobs that are not due yet,
-    ``held`` lanes that wait for the retry of their head, ``suspects`` jobs that wait to be taken with their like only,
+    ``held`` lanes that wait for the retry of their head, ``suspects`` jobs that may be taken a few at a time,
     ``in_flight`` jobs by worker. ``unfinished`` counts every job; what is in none of the others waits in a lane behind another. ``oldest`` is
     the body of the oldest ready job.
     """
@@ -177,8 +177,9 @@ class Dead(NamedTuple):
 class Exchange(NamedTuple):
     """The answers of :meth:`Store.exchange`, in the order of the questions.
 
-    ``apart`` names the handler (``queue|handler``) for whose suspects the worker is set apart, or nothing: then it is of no
-    use to ask again before it holds nothing, and that handler's work should be asked for first, by itself.
+    ``apart`` names the handler (``queue|handler``) for whose suspect the worker is set apart, or nothing. Then it is of little
+    use to ask again before it holds nothing (now and then: another worker may have taken it meanwhile), and that handler's
+    work should be asked for first, by itself.
     """
 
     settled: list[bool]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from bus.store.base import COMPANY, Store
+from bus.store.base import COMPANY, SUSPECT, Store
 from bus.testing.lease_checks import lose_lease
 from bus.testing.store_checks import NEVER, Worker, bodies, collected, enqueue, until
 
 __all__ = ["SUSPECT_CHECKS"]
 
+ALONE = SUSPECT + len(COMPANY) - 1
+"""Lost leases, from which on a job is taken alone."""
+
 
 def suspect(store: Store, body: bytes = b"suspect", *, key: str = "", handler: str = "h", queue: str = "q") -> None:
-    """Queue a job and have two leases run out under it. Nothing else may be ready for that handler."""
+    """Queue a job and have so many leases run out under it that it must be alone. Nothing else may be ready for its handler."""
     enqueue(store, body, key=key, handler=handler, queue=queue)
-    for _ in range(2):
+    for _ in range(ALONE):
         doomed = Worker(store, "doomed")
-        assert bodies(doomed.take(handlers=(handler,), queue=queue)) == [body], "a job lost once is as any other"
+        assert bodies(doomed.take(handlers=(handler,), queue=queue)) == [body], "a job that was lost is not there again"
         lose_lease(doomed, to=Worker(store, "sweeper"))
 
 
@@ -46,14 +49,52 @@ def check_what_a_stopping_worker_leaves_behind_was_not_lost(store: Store) -> Non
     )
 
 
-def check_a_suspect_is_taken_with_nothing_else(store: Store) -> None:
+def check_suspects_are_taken_a_few_at_a_time_beside_other_work(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    _, some, _ = COMPANY
+    lose_often(store, some + 4, 3)
+    enqueue(store, b"a", b"b")
+    enqueue(store, b"c", handler="h2")
+
+    first = store.exchange(worker.name, (), [worker.wish(some - 6, handlers=("h", "h2"))])
+    second = store.exchange(worker.name, (), [worker.wish(100, handlers=("h", "h2"))])
+    third = store.exchange(worker.name, (), [worker.wish(100, handlers=("h", "h2"))])
+
+    assert bodies(first.taken) == [b"%d" % n for n in range(some - 6)], f"first came {first}"
+    assert sorted(bodies(second.taken)) == [b"a", b"b", b"c"], f"in the turn of fresh work came {second}"
+    assert bodies(third.taken) == [b"%d" % n for n in range(some - 6, some)], f"then came {third}"
+    assert {first.apart, second.apart, third.apart} == {""}, "a worker stands apart for suspects that need not be alone"
+    store.wait(["q|h"], 0)
+    assert worker.take() == [], f"more than {some} would be lost together"
+    assert worker.settle(first.taken[0])
+    assert store.wait(["q|h"], 0).rang == "q|h", "another one may come in its place, and nobody was told"
+    assert bodies(worker.take()) == [b"%d" % some], "none came in its place"
+    assert bodies(other.take()) == [b"%d" % n for n in range(some + 1, some + 4)], (
+        "the others were not for another worker"
+    )
+
+
+def check_suspects_that_lost_more_or_fewer_leases_are_not_together(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    lose_often(store, 4, 2)
+    doomed = Worker(store, "one more")
+    doomed.take(2)
+    lose_lease(doomed, to=Worker(store, "sweeper"))
+    assert [one.lost for one in worker.take(1)] == [2], "those that lost more came first"
+
+    assert [one.lost for one in worker.take()] == [2], "they are not with their like"
+    assert worker.take() == [], "those that lost more are beside those that lost fewer"
+    assert [one.lost for one in other.take()] == [3, 3], "another worker cannot have the others"
+
+
+def check_one_that_must_be_alone_is_taken_with_nothing_else(store: Store) -> None:
     worker, other = Worker(store), Worker(store, "w2")
     suspect(store)
     enqueue(store, b"1", b"2")
 
     answer = store.exchange(worker.name, (), [worker.wish()])
 
-    assert [(one.body, one.lost) for one in answer.taken] == [(b"suspect", 2)], f"a worker at leisure got {answer}"
+    assert [(one.body, one.lost) for one in answer.taken] == [(b"suspect", ALONE)], f"a worker at leisure got {answer}"
     assert answer.apart == "q|h", f"the worker is apart for {answer.apart!r}"
     assert worker.take() == [], "more was handed out while the suspect runs"
     assert worker.take(handlers=("h2",)) == [], "work of another handler was handed out while the suspect runs"
@@ -252,7 +293,7 @@ def check_a_suspect_holds_its_lane(store: Store) -> None:
     worker.settle(one, "retry", 0)
     worker.beat(held=[])
     again = worker.take()
-    assert [(each.body, each.lost) for each in again] == [(b"1", 2)], f"a retry takes the suspicion away: {again}"
+    assert [(each.body, each.lost) for each in again] == [(b"1", ALONE)], f"a retry takes the suspicion away: {again}"
     worker.settle(again[0], "back")
     assert worker.drain() == [b"1", b"2", b"3"], "the lane lost its order"
 

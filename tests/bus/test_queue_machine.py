@@ -8,8 +8,9 @@ A model that knows nothing of lists, sets and scripts says after each step what 
 * a take empties a priority before it looks at the next, and shares itself among the handlers that have work;
 * turns: while a job stands ready, of its route (queue, handler, priority) only those are handed out before it that
   stood ready when it became so, each once, and those that have been put back to the head since;
-* lost leases are counted under each job: two, and it is only ever taken with its like, in smaller company each time; one
-  too many, and it is a dead letter. Between two such groups fresh work of their handler has its turn;
+* lost leases are counted under each job: two, and of its like (those that lost as many) a worker has a few at a time, fewer
+  at each loss, and none that lost more or fewer; the last time it is all alone; one too many, and it is a dead letter.
+  Such jobs and fresh work take turns;
 * where work is ready, somebody is rung for it.
 
 Time moves by hours, in leaps: the clock of memory travels, and on Redis the scores of what waits for a time are moved
@@ -211,28 +212,23 @@ class Model:
             return ""
         if worker in self.apart:
             queue, handler, works = self.apart[worker]
-            if works or any((one.queue, one.handler) == (queue, handler) and one.suspect for one in self.running()):
+            if works or any((one.queue, one.handler, one.company) == (queue, handler, 1) for one in self.running()):
                 assert not taken, f"{worker} is set apart, and was handed {taken}"
                 return f"{queue}|{handler}"
-            del self.apart[worker]  # others took them, or they cannot be taken now
-        suspected = next((one for one in take.handlers if self._suspects_turn(take.queue, one, there)), None)
-        works = not self.books[worker]
-        if suspected is not None and works:
-            self._take_suspects(worker, suspected, take, taken)
-            # Those that are left lying are for the next idle workers.
-            left = [turn.piece for turn in there if turn.piece in self.ready and turn.piece.suspect]
-            self.bells |= {f"{piece.queue}|{piece.handler}" for piece in left}
-        elif suspected is not None and not self.apart:
-            assert not taken, f"{worker} is to be set apart, and was handed {taken}"
-            self.apart[worker] = (take.queue, suspected, False)
-        else:
-            assert len(taken) == min(take.limit, len(free)), f"of {len(free)} ready, {take.limit} asked: {taken}"
-            for one in taken:
+            del self.apart[worker]  # another one took it, or it cannot be taken now
+        came = list(taken)
+        suspects = self._take_suspects(worker, take, came, fresh=bool(free))
+        if worker not in self.apart:
+            room = take.limit - suspects
+            assert len(came) == min(room, len(free)), f"of {len(free)} ready, {room} places left: {taken}"
+            for one in came:
                 self._fly(worker, one, free)
-            self._check_shares(take, taken)
-            turned = self.fresh_next & {(take.queue, one.route.handler) for one in taken}
-            self.fresh_next -= turned
-            self.bells |= {f"{queue}|{handler}" for queue, handler in turned}
+            self._check_shares(take._replace(limit=room), came)
+            if came:
+                turned = {one for one in self.fresh_next if one[0] == take.queue}
+                self.fresh_next -= turned
+                self.bells |= {f"{queue}|{handler}" for queue, handler in turned}
+        assert worker not in self.apart or not came, f"{worker} is set apart, and was handed {taken}"
         if taken:
             self.leases.setdefault(worker, self.now_ms + LEASE_MS)
         if len(taken) == take.limit or worker in self.apart:
@@ -240,24 +236,47 @@ class Model:
             self.bells |= {f"{take.queue}|{turn.piece.handler}" for turn in free if turn.piece in self.ready}
         return "|".join(self.apart[worker][:2]) if worker in self.apart else ""
 
-    def _suspects_turn(self, queue: str, handler: str, there: Iterable[Turn]) -> bool:
-        """Whether there are suspects of a handler, and it is not the turn of fresh work that is there too."""
-        mine = [turn.piece.suspect for turn in there if turn.piece.handler == handler]
-        return any(mine) and ((queue, handler) not in self.fresh_next or all(mine))
+    def _take_suspects(self, worker: str, take: Take, came: list[Taken], *, fresh: bool) -> int:
+        """Take from the front of what came the suspects that must be there. Returns how many."""
+        before = len(came)
+        for handler in take.handlers:
+            mine = [turn for turn in self.eligible(take) if turn.piece.handler == handler and turn.piece.suspect]
+            room = take.limit - (before - len(came))
+            if not mine or not room or worker in self.apart or (fresh and (take.queue, handler) in self.fresh_next):
+                continue
+            row, n = self._few(worker, mine, room)
+            if not n:
+                row, n = self._alone(worker, take.queue, handler, mine)
+            assert len(came) >= n, f"{n} suspects of {handler} should have come"
+            for _ in range(n):
+                self._fly(worker, came.pop(0), row)
+            if n and len(mine) > n:
+                self.fresh_next.add((take.queue, handler))
+                self.bells.add(f"{take.queue}|{handler}")
+            elif n:
+                self.fresh_next.discard((take.queue, handler))
+        if worker in self.apart and self.apart[worker][2]:
+            left = [turn.piece for turn in self.eligible(take) if turn.piece.suspect]
+            self.bells |= {f"{piece.queue}|{piece.handler}" for piece in left}
+        return before - len(came)
 
-    def _take_suspects(self, worker: str, handler: str, take: Take, taken: Sequence[Taken]) -> None:
-        """A group of one handler's, of those that lost the fewest leases."""
-        mine = [turn for turn in self.eligible(take) if turn.piece.handler == handler and turn.piece.suspect]
-        company = max(turn.piece.company for turn in mine)
-        row = [turn for turn in mine if turn.piece.company == company]
-        assert len(taken) == min(take.limit, company, len(row)), f"of {len(row)} suspects came {taken}"
-        for one in taken:
-            self._fly(worker, one, row)
-        self.apart[worker] = (take.queue, handler, True)
-        if len(mine) > len(taken):
-            self.fresh_next.add((take.queue, handler))
-        else:
-            self.fresh_next.discard((take.queue, handler))
+    def _few(self, worker: str, mine: Sequence[Turn], room: int) -> tuple[list[Turn], int]:
+        """Which of a handler's suspects are next to be handed out beside other work, and how many of them."""
+        in_hand = [piece.company for piece in self.books[worker] if piece.suspect]
+        for company in COMPANY[:-1]:
+            row = [turn for turn in mine if turn.piece.company == company]
+            n = min(room, company - len(in_hand), len(row))
+            if n > 0 and set(in_hand) <= {company}:
+                return row, n
+        return [], 0
+
+    def _alone(self, worker: str, queue: str, handler: str, mine: Sequence[Turn]) -> tuple[list[Turn], int]:
+        """The same of those that must be alone; the worker is set apart for one, if it may be."""
+        row, works = [turn for turn in mine if turn.piece.company == 1], not self.books[worker]
+        if not row or not (works or not self.apart):
+            return [], 0
+        self.apart[worker] = (queue, handler, works)
+        return row, int(works)
 
     def running(self) -> list[Piece]:
         """What is ready and not paused."""
@@ -309,21 +328,23 @@ class Model:
         if piece is None or self.books[worker].get(piece) != settlement.ticket:
             return False
         del self.books[worker][piece]
+        suspect = piece.suspect
         if settlement.verdict == "back":
             self._make_ready(piece, first=True)
-            return True
-        if settlement.verdict == "ack":
+        elif settlement.verdict == "ack":
             self._end(piece, "over")
             self._leave_lane(piece)
-            return True
-        piece.notes = settlement.notes
-        if settlement.verdict == "dead":
-            self._die(piece, next(self._deaths))
-        elif settlement.verdict == "retry" and piece.key:
-            self._delay(piece, self.now_ms + settlement.delay_ms, "held")
         else:
-            self._leave_lane(piece)
-            self._delay(piece, self.now_ms + settlement.delay_ms)
+            piece.notes = settlement.notes
+            if settlement.verdict == "dead":
+                self._die(piece, next(self._deaths))
+            elif settlement.verdict == "retry" and piece.key:
+                self._delay(piece, self.now_ms + settlement.delay_ms, "held")
+            else:
+                self._leave_lane(piece)
+                self._delay(piece, self.now_ms + settlement.delay_ms)
+        if suspect and any(one.suspect and one.lane[:2] == piece.lane[:2] for one in self.ready):
+            self.bells.add(f"{piece.queue}|{piece.handler}")  # another one may come in its place
         return True
 
     def _die(self, piece: Piece, death: int) -> None:
@@ -888,9 +909,10 @@ class Queueing(RuleBasedStateMachine):
     @invariant()
     def suspects_are_among_their_like(self) -> None:
         for worker, books in self.model.books.items():
-            kinds = {(piece.handler, piece.company) if piece.suspect else None for piece in books}
-            assert kinds <= {None} or len(kinds) == 1, f"{worker} holds {books}"
-            assert all(len(books) <= piece.company for piece in books if piece.suspect), f"{worker} holds {books}"
+            companies = [piece.company for piece in books if piece.suspect]
+            assert len(set(companies)) <= 1, f"{worker} holds {books}"
+            assert len(companies) <= max(companies, default=0), f"{worker} holds {books}"
+            assert companies != [1] or len(books) == 1, f"{worker} holds {books}"
 
     def _everything_ends(self) -> None:
         """Whatever was accepted and is not over can still be worked off, in order, and then nothing is left of it."""

@@ -209,7 +209,7 @@ def test_work_that_is_done_one_by_one_is_found(bus: Bus) -> None:
 
     assert before["suspects"].verdict == "ok"
     assert found["suspects"].verdict == "warning"
-    assert "1 jobs wait to be taken apart" in found["suspects"].what
+    assert "1 jobs wait to be taken a few at a time" in found["suspects"].what
 
 
 def test_an_app_is_compared_and_people_see_a_table(

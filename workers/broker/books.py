@@ -249,6 +249,10 @@ class Books:
             self.rooms.apart_for = name
             self.changed.notify_all()
 
+    def ask_whether_apart(self) -> None:
+        """Another worker may have taken the suspect: the next take tells whether we still stand apart for it. Under ``changed``."""
+        self._stand_apart("")
+
     def receive_unasked(self, answer: Woken, queues: Collection[str]) -> tuple[list[Taken], list[Taken]]:
         """As :meth:`receive`, some time after it was asked for: what may stay, and what has no place (any more)."""
         kept, refused, now = list[Taken](), list[Taken](), time.monotonic()

@@ -73,6 +73,7 @@ class Keeper:
             stuck = books.withdraw_the_stuck()
             ticket, unanswered, held = books.statement()
             serves = self._bell.serves()
+            books.ask_whether_apart()
         if stuck or not self._bell.serves_anybody:  # no consumer takes settlements along
             books.exchange()
         return books.store().beat(

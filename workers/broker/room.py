@@ -184,7 +184,7 @@ class Rooms:
         self.threads = Room()
         self.loop = Room(concurrency)
         self.apart_for = ""
-        """The handler (``queue|handler``) for whose suspects this worker is set apart: until it holds nothing there is no room."""
+        """The handler (``queue|handler``) for whose suspect this worker is set apart: until it holds nothing there is no room."""
         self._staff = staff
         self._loads: Counter[str] = Counter()  # by handler, with what was promised to it
 

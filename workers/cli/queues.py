@@ -204,7 +204,7 @@ def _flying(state: QueueState) -> str:
 def _remarks(state: QueueState) -> str:
     remarks = [
         ("paused", state.paused),
-        (f"{state.suspects} suspects, taken apart", state.suspects),
+        (f"{state.suspects} suspects", state.suspects),
         ("nobody serves it", state.orphaned),
     ]
     return ", ".join(text for text, so in remarks if so)

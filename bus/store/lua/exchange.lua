@@ -2,9 +2,9 @@
 -- End deliveries, then hand out jobs of some handlers: in one step, so that what comes free is there to be taken, whatever
 -- the server knows of our scripts. Draining must go on when the server is full, hence allow-oom.
 --
--- A take is a pop: priority by priority, and within one, a turn each. Suspects go to a worker that holds nothing, so many at a
--- time as may be lost together. Where all are busy, one is set apart: it is handed nothing more, and when it holds nothing,
--- suspects. These and fresh work of their handler take turns.
+-- A take is a pop: priority by priority, and within one, a turn each. Of suspects a worker has so many at a time as may be lost
+-- together, beside fresh work, with which they take turns. One that is to be alone goes to a worker that holds nothing. Where
+-- all are busy, one is set apart: it is handed nothing more, and when it holds nothing, the suspect.
 --
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms for a worker that has none yet (0: it is handed nothing), 3 how many suspects are taken together
@@ -12,7 +12,7 @@
 --       job|ticket|verdict|delay ms|notes;
 --       then for each take: ticket, limit, queue, number of handlers, then for each its name and how many of it at the most
 -- Answer {for each settlement: 1, or 0 where the worker does not hold that job under that ticket},
---        then for each take {queue|handler for whose suspects the worker is set apart or "",
+--        then for each take {queue|handler for whose suspect the worker is set apart or "",
 --                            then for each job: job|priority|lost|handler|key, body, notes}
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
@@ -57,6 +57,9 @@ local function settle_all(first, last)
     if record then current, prio, queue, handler, key = unpack_held(record) end
     if current == tonumber(ticket) then
       settle(job, verdict, tonumber(delay_ms), notes, prio, queue, handler, key)
+      -- Another suspect may come in its place.
+      local name = queue .. '|' .. handler
+      if suspicion(job) and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end
       settled[#settled + 1] = 1
     else
       settled[#settled + 1] = 0
@@ -74,43 +77,57 @@ end
 local paused = {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 
--- For whose suspects the worker stands apart already, if it does still.
+-- For which handler's suspect the worker stands apart already, if it does still.
 local function apart_before()
   local entry = call('HGET', P .. 'apart', worker)
   if not entry then return end
   local name, queue, works = string.match(entry, '^(([^|]*)|[^|]*)|(.*)$')
-  local waiting = call('HEXISTS', P .. 'suspects', name) == 1 and not paused[queue] and not paused[name]
+  local waiting = call('EXISTS', P .. 'suspects:' .. name .. '|' .. MOST_SUSPECT) == 1 and not paused[queue] and not paused[name]
   if works == '+' or waiting then return name end
-  call('HDEL', P .. 'apart', worker) -- others took them
+  call('HDEL', P .. 'apart', worker) -- another one took it
 end
 
--- Which of these handlers has suspects whose turn it is. Fresh work that is ready has its turn after each group of them.
-local function handler_with_suspects(queue, handlers, left)
-  for _, handler in ipairs(handlers) do
-    local name = queue .. '|' .. handler
-    local turn = left[handler] > 0 and call('HGET', P .. 'suspects', name)
-    if turn and (turn == 's' or not any_ready(name)) then return handler end
+-- How many suspects the worker has in hand, and how many leases these lost: only such that lost as many are ever together.
+local function suspects_in_hand()
+  local count, kind = 0, nil
+  local jobs = call('HKEYS', held)
+  for first = 1, #jobs, 1000 do
+    for _, lost in ipairs(call('HMGET', P .. 'lost', unpack(jobs, first, math.min(first + 999, #jobs)))) do
+      if lost and tonumber(lost) >= SUSPECT then count, kind = count + 1, math.min(tonumber(lost), MOST_SUSPECT) end
+    end
   end
+  return count, kind
 end
 
--- One group, of those that lost the fewest leases. The next turn is fresh work's.
-local function hand_out_suspects(name, handler, room, hand_out)
-  local group, more
-  local lost = SUSPECT
-  for company in string.gmatch(ARGV[3], '%d+') do
-    local row = P .. 'suspects:' .. name .. '|' .. lost
-    group = group or call('LPOP', row, math.min(room, tonumber(company)))
-    more = more or call('EXISTS', row) == 1
-    lost = lost + 1
-  end
-  for _, entry in ipairs(group) do
+local function hand_out_suspects(name, handler, lost, n, hand_out)
+  local group = call('LPOP', P .. 'suspects:' .. name .. '|' .. lost, n)
+  for _, entry in ipairs(group or {}) do
     local prio, job, key = unpack_suspect(entry)
     hand_out(job, prio, handler, key)
   end
-  if more then
-    call('HSET', P .. 'suspects', name, 'f')
-  else
-    call('HDEL', P .. 'suspects', name)
+  return group
+end
+
+-- Suspects were handed out. Where there are more, the next turn is fresh work's, and another worker may take them.
+local function end_suspects_turn(name)
+  for lost = SUSPECT, MOST_SUSPECT do
+    if call('EXISTS', P .. 'suspects:' .. name .. '|' .. lost) == 1 then
+      call('HSET', P .. 'suspects', name, 'f')
+      ring(name)
+      return
+    end
+  end
+  call('HDEL', P .. 'suspects', name)
+end
+
+-- Fresh work was handed out: where it was its turn, it is the suspects' now.
+local function end_fresh_turn(queue)
+  local turns = call('HGETALL', P .. 'suspects')
+  for i = 1, #turns, 2 do
+    if turns[i + 1] == 'f' and string.match(turns[i], '^[^|]*') == queue then
+      call('HSET', P .. 'suspects', turns[i], 's')
+      ring(turns[i])
+    end
   end
 end
 
@@ -126,14 +143,6 @@ local function hand_out_fresh(name, handler, prio, n, hand_out)
     if job then hand_out(job, prio, handler, key) end
   end
   return #entries
-end
-
--- Fresh work was handed out: if it was its turn, it is the suspects' now.
-local function end_turn(name)
-  if call('HGET', P .. 'suspects', name) == 'f' then
-    call('HSET', P .. 'suspects', name, 's')
-    ring(name)
-  end
 end
 
 local function take(ticket, room, queue, first, last)
@@ -160,15 +169,36 @@ local function take(ticket, room, queue, first, last)
     records[#records + 1] = ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
   end
 
-  local suspects = call('EXISTS', P .. 'suspects') == 1
-  local suspected = suspects and handler_with_suspects(queue, handlers, left)
-  local works = suspected and call('EXISTS', held) == 0
-  local apart = suspected and (works or call('EXISTS', P .. 'apart') == 0) and queue .. '|' .. suspected
-  if apart then
-    call('HSET', P .. 'apart', worker, apart .. '|' .. (works and '+' or ''))
-    if works then hand_out_suspects(apart, suspected, math.min(room, left[suspected]), hand_out) end
-    room = 0
+  local suspects, apart, works = call('EXISTS', P .. 'suspects') == 1, nil, nil
+  local fresh, count, kind = false, nil, nil
+  for _, handler in ipairs(suspects and handlers or {}) do fresh = fresh or any_ready(queue .. '|' .. handler) end
+  for _, handler in ipairs(suspects and handlers or {}) do
+    local name = queue .. '|' .. handler
+    local turn = not apart and room > 0 and left[handler] > 0 and call('HGET', P .. 'suspects', name)
+    if turn and (turn == 's' or not fresh) then
+      if not count then count, kind = suspects_in_hand() end
+      local some, lost = nil, SUSPECT
+      for company in string.gmatch(ARGV[3], '%d+') do
+        local n = math.min(room, left[handler], tonumber(company) - count)
+        if not some and lost < MOST_SUSPECT and n > 0 and (kind or lost) == lost then
+          some = hand_out_suspects(name, handler, lost, n, hand_out)
+          if some then count, kind = count + #some, lost end
+        end
+        lost = lost + 1
+      end
+      if not some and call('EXISTS', P .. 'suspects:' .. name .. '|' .. MOST_SUSPECT) == 1 then
+        works = #jobs == 0 and call('EXISTS', held) == 0
+        if works or call('EXISTS', P .. 'apart') == 0 then
+          apart = name
+          call('HSET', P .. 'apart', worker, name .. '|' .. (works and '+' or ''))
+          some = works and hand_out_suspects(name, handler, MOST_SUSPECT, 1, hand_out)
+        end
+      end
+      if some then end_suspects_turn(name) end
+    end
   end
+  if apart then room = 0 end
+  local got_fresh = false
   for prio = 0, 2 do
     local found = true
     while found and room > 0 do
@@ -177,12 +207,13 @@ local function take(ticket, room, queue, first, last)
       for _, handler in ipairs(handlers) do
         local name, n = queue .. '|' .. handler, math.min(share, room, left[handler])
         if hand_out_fresh(name, handler, prio, n, hand_out) > 0 then
-          found = true
-          if suspects then end_turn(name) end
+          found, got_fresh = true, true
         end
       end
     end
   end
+
+  if suspects and got_fresh then end_fresh_turn(queue) end
 
   -- Whoever fills up with work left over passes the wake-up on; who does not has taken what the settling made ready.
   for _, handler in ipairs(handlers) do
@@ -192,7 +223,7 @@ local function take(ticket, room, queue, first, last)
     elseif rung[name] and call('HEXISTS', P .. 'suspects', name) == 0 then
       rung[name] = nil
     end
-    if works and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end -- they are for the next idle worker
+    if works and apart and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end -- they are for others
   end
 
   local answer = { apart or '' }

@@ -19,8 +19,8 @@
 --   suspects                     hash    queue|handler, of all with jobs whose workers keep dying -> whose turn it is:
 --                                "s" for these, "f" for fresh work
 --   suspects:queue|handler|lost  list    prio|job|key of these jobs, by lost leases: 2, 3, or 4 and more
---   apart                        hash    worker -> queue|handler|"+" while it works on suspects, and without the "+" while it
---                                makes room for some: until it holds nothing it is handed nothing. Then it has no entry
+--   apart                        hash    worker -> queue|handler|"+" while it works on a suspect alone, and without the "+"
+--                                while it makes room for one: until it holds nothing it is handed nothing. Then it has no entry
 --   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
@@ -77,8 +77,9 @@ local function ring_all()
 end
 
 -- One job that kills its workers must not take along, time after time, what happened to be beside it. A second lost lease
--- makes it a suspect, to be taken with its like only, and with fewer at each further loss; not the first, or all that a killed
--- worker held would be made to wait. Answers with how many leases were lost, so far as that matters, or nothing.
+-- makes it a suspect, of which a worker has a few at a time, fewer at each further loss, and at last one alone; not the first,
+-- or all that a killed worker held would be made to wait. Answers with how many leases were lost, so far as that matters, or
+-- nothing.
 local SUSPECT, MOST_SUSPECT = 2, 4
 local any_lost
 local function suspicion(job)

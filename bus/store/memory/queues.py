@@ -37,14 +37,14 @@ class _Ready(NamedTuple):
 
 
 class _Suspect(NamedTuple):
-    """A job that is taken with its like only, for its workers keep dying."""
+    """A job that is taken in small company, for its workers keep dying."""
 
     job: str
     address: _Address
 
 
 class _Suspects:
-    """Those of one handler."""
+    """Those of one handler, that are there."""
 
     def __init__(self, kinds: int) -> None:
         self.rows: list[deque[_Suspect]] = [deque() for _ in range(kinds)]
@@ -57,7 +57,7 @@ class _Suspects:
 
 
 class _Apart(NamedTuple):
-    """A worker is handed nothing until it holds nothing: it works on suspects, or makes room for some."""
+    """A worker is handed nothing until it holds nothing: it works on a suspect alone, or makes room for one."""
 
     queue: str
     handler: str
@@ -130,9 +130,8 @@ class Queues:
         route, name = address.route, address.handler
         lost = self._lost.get(job, 0)
         if lost >= SUSPECT:
-            kinds = len(self._company)
-            rows = self._suspects.setdefault(name, _Suspects(kinds)).rows
-            row, suspect = rows[min(lost - SUSPECT, kinds - 1)], _Suspect(job, address)
+            rows = self._suspects.setdefault(name, _Suspects(len(self._company))).rows
+            row, suspect = rows[self._row_of(lost)], _Suspect(job, address)
             row.appendleft(suspect) if first else row.append(suspect)
         else:
             ready, entry = self._ready[route], _Ready(address.key, "" if address.key else job)
@@ -156,14 +155,14 @@ class Queues:
     # -- take and settle -----------------------------------------------------------------------------------------------
 
     def take(self, worker: str, wish: Take, lease_ends_ms: int) -> list[Taken]:
-        """Fresh work, or to a worker that holds nothing a group of suspects."""
+        """Suspects whose turn it is, and fresh work."""
         if self._is_apart(worker):
             return []
         most = zip(wish.handlers, wish.most or (wish.limit,) * len(wish.handlers), strict=True)
         left = {one: n for one, n in most if not self._paused & {wish.queue, f"{wish.queue}|{one}"}}
-        taken = self._stand_apart(worker, wish, left)
-        if taken is None:
-            taken = self._take_fresh(worker, wish, left)
+        taken = self._take_suspects(worker, wish, left) if self._suspects else []
+        if worker not in self._apart:
+            taken += self._take_fresh(worker, wish._replace(limit=wish.limit - len(taken)), left)
         full = worker in self._apart or len(taken) == wish.limit
         self._pass_on(wish.queue, [one for one, n in left.items() if full or not n])
         if taken:
@@ -184,6 +183,8 @@ class Queues:
                     left[handler] -= len(got)
                     taken += got
                     found = found or bool(got)
+        if taken:
+            self._end_fresh_turn(wish.queue)
         return taken
 
     def _pop(self, worker: str, wish: Take, route: Route, limit: int) -> list[Taken]:
@@ -192,65 +193,82 @@ class Queues:
             entry = ready.popleft()
             job = self._lanes[route.queue, route.handler, entry.key][0] if entry.key else entry.job
             taken.append(self._hand_out(worker, wish.ticket, job, _Address(route, entry.key)))
-        if taken:
-            self._end_turn(f"{route.queue}|{route.handler}")
         return taken
-
-    def _end_turn(self, name: str) -> None:
-        """Fresh work was handed out: if it was its turn, it is the suspects' now."""
-        suspects = self._suspects.get(name)
-        if suspects and suspects.let_fresh_work_pass:
-            suspects.let_fresh_work_pass = False
-            self._ring(name)
 
     def _hand_out(self, worker: str, ticket: int, job: str, address: _Address) -> Taken:
         self._held[worker][job] = _Held(ticket, address)
         body, notes, lost = self._jobs[job], self._notes.get(job, b""), self._lost.get(job, 0)
         return Taken(job, ticket, address.route, address.key, body, notes, lost)
 
-    def _stand_apart(self, worker: str, wish: Take, left: dict[str, int]) -> list[Taken] | None:
-        """Where suspects wait: a group of them to a worker that holds nothing, or nothing to one that is set apart."""
-        handler = next((one for one, n in left.items() if n and self._has_suspects(wish.queue, one)), None)
-        works = not self._held.get(worker)
-        if handler is None or not (works or not self._apart):
-            return None
-        self._apart[worker] = _Apart(wish.queue, handler, works)
-        if not works:
-            return []
-        taken = self._take_suspects(worker, wish, handler, min(wish.limit, left[handler]))
-        for name in self._suspects.keys() & {f"{wish.queue}|{one}" for one in left}:
-            self._ring(name)  # they are for the next idle worker
+    def _take_suspects(self, worker: str, wish: Take, left: dict[str, int]) -> list[Taken]:
+        """Of each handler whose suspects' turn it is: some, or one alone to a worker that holds nothing, or it is set apart."""
+        fresh = any(self._any_ready(wish.queue, handler) for handler in left)
+        taken: list[Taken] = []
+        for handler, most in left.items():
+            name = f"{wish.queue}|{handler}"
+            suspects, n = self._suspects.get(name), min(most, wish.limit - len(taken))
+            if suspects is None or not n or worker in self._apart or (suspects.let_fresh_work_pass and fresh):
+                continue
+            some = self._take_few(worker, wish.ticket, suspects, n) or self._take_one_alone(
+                worker, wish, name, suspects
+            )
+            left[handler] -= len(some)
+            taken += some
+            if some:
+                self._end_suspects_turn(name)
+        if self._apart.get(worker, _Apart("", "", works=False)).works:
+            for name in self._suspects.keys() & {f"{wish.queue}|{one}" for one in left}:
+                self._ring(name)  # they are for others
         return taken
 
-    def _has_suspects(self, queue: str, handler: str) -> bool:
-        """Whether it has some whose turn it is. Fresh work that is ready has its turn after each group of them."""
-        suspects = self._suspects.get(f"{queue}|{handler}")
-        return suspects is not None and not (suspects.let_fresh_work_pass and self._any_ready(queue, handler))
+    def _take_few(self, worker: str, ticket: int, suspects: _Suspects, limit: int) -> list[Taken]:
+        """So many as may be lost together, of those that lost the fewest leases; never beside others that lost more or fewer."""
+        in_hand = [self._row_of(self._lost[job]) for job in self._held[worker] if self._lost.get(job, 0) >= SUSPECT]
+        for kind, (row, company) in enumerate(zip(suspects.rows[:-1], self._company, strict=False)):
+            n = min(limit, company - len(in_hand), len(row))
+            if n > 0 and set(in_hand) <= {kind}:
+                return [self._hand_out(worker, ticket, *row.popleft()) for _ in range(n)]
+        return []
 
-    def _take_suspects(self, worker: str, wish: Take, handler: str, limit: int) -> list[Taken]:
-        """One group, of those that lost the fewest leases. The next turn is fresh work's."""
-        name = f"{wish.queue}|{handler}"
+    def _take_one_alone(self, worker: str, wish: Take, name: str, suspects: _Suspects) -> list[Taken]:
+        row, works = suspects.rows[-1], not self._held.get(worker)
+        if not row or not (works or not self._apart):
+            return []
+        self._apart[worker] = _Apart(wish.queue, name.partition("|")[2], works)
+        return [self._hand_out(worker, wish.ticket, *row.popleft())] if works else []
+
+    def _end_suspects_turn(self, name: str) -> None:
+        """Suspects were handed out. Where there are more, the next turn is fresh work's, and another worker may take them."""
         suspects = self._suspects[name]
-        row, company = next((row, most) for row, most in zip(suspects.rows, self._company, strict=True) if row)
-        group = [row.popleft() for _ in range(min(limit, company, len(row)))]
         suspects.let_fresh_work_pass = True
-        if not suspects:
+        if suspects:
+            self._ring(name)
+        else:
             del self._suspects[name]
-        return [self._hand_out(worker, wish.ticket, *one) for one in group]
+
+    def _end_fresh_turn(self, queue: str) -> None:
+        """Fresh work was handed out: where it was its turn, it is the suspects' now."""
+        for name, suspects in self._suspects.items():
+            if suspects.let_fresh_work_pass and name.partition("|")[0] == queue:
+                suspects.let_fresh_work_pass = False
+                self._ring(name)
+
+    def _row_of(self, lost: int) -> int:
+        return min(lost - SUSPECT, len(self._company) - 1)
 
     def _is_apart(self, worker: str) -> bool:
-        """Whether it still is: one that was set apart for suspects that others took is not."""
+        """Whether it still is: one that was set apart for a suspect that another one took is not."""
         apart = self._apart.get(worker)
         if apart is None:
             return False
         name = f"{apart.queue}|{apart.handler}"
-        waiting = name in self._suspects and not self._paused & {apart.queue, name}
+        waiting = name in self._suspects and self._suspects[name].rows[-1] and not self._paused & {apart.queue, name}
         if not apart.works and not waiting:
             del self._apart[worker]
         return worker in self._apart
 
     def apart_for(self, worker: str) -> str:
-        """The handler (``queue|handler``) for whose suspects a worker is set apart, or nothing."""
+        """The handler (``queue|handler``) for whose suspect a worker is set apart, or nothing."""
         apart = self._apart.get(worker)
         return f"{apart.queue}|{apart.handler}" if apart else ""
 
@@ -276,6 +294,7 @@ class Queues:
         del self._held[worker][settlement.job]
         self._rejoin(worker)
         job, address = settlement.job, held.address
+        suspect = self._lost.get(job, 0) >= SUSPECT
         match settlement.verdict:
             case "ack":
                 self._finish(address)
@@ -293,6 +312,8 @@ class Queues:
                 self._notes[job] = settlement.notes
                 self._leave_lane(address)
                 self._delay(address, job, now_ms + settlement.delay_ms, holds_lane=False)
+        if suspect and address.handler in self._suspects:
+            self._ring(address.handler)  # another one may come in its place
         return True
 
     def _finish(self, address: _Address) -> None:
