@@ -972,6 +972,7 @@ class RedisWorld:
         "pending",
         "workers",
         "serves",
+        "stopping",
         "born",
         "wake:",
         "seen:",
