@@ -289,4 +289,14 @@ def check_further_takes_do_not_renew_a_lease(store: Store) -> None:
     until(found, "the lease of a worker without a heartbeat to run out")
 
 
+def check_a_wait_that_wishes_for_nothing_takes_nothing(store: Store) -> None:
+    worker = Worker(store)
+    worker.beat()
+    enqueue(store, b"1")
+
+    woken = store.wait(["q|h"], 1, worker.name, [worker.wish(0), worker.wish(5, handlers=())])
+
+    assert (woken.rang, woken.taken, woken.apart) == ("q|h", [], ""), f"it was woken with {woken}"
+
+
 LEASE_CHECKS = tuple(check for check in collected(globals()) if check not in WORKER_CHECKS)

@@ -581,7 +581,7 @@ def test_handlers_that_are_cancelled_at_the_end_are_told_in_one_line(
     worker.stop(timeout=50)
 
     (line,) = (record.getMessage() for record in caplog.records if "cancelled" in record.getMessage())
-    assert line == "25 handlers were cancelled: moderate 20, summarise 5"
+    assert line == "25 handlers were cancelled, to run again: moderate 20, summarise 5"
 
 
 def test_handlers_that_do_not_end_are_named(app: App, bus: Bus, caplog: pytest.LogCaptureFixture) -> None:

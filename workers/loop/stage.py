@@ -138,7 +138,7 @@ class Stage:
             cancelled = names.keys() - self._live
         if cancelled:
             who = "1 handler was" if len(cancelled) == 1 else f"{len(cancelled):,} handlers were"
-            log.info("%s cancelled: %s", who, counted(names[one] for one in cancelled))
+            log.info("%s cancelled, to run again: %s", who, counted(names[one] for one in cancelled))
 
     def _submit(self, performance: Performance) -> None:
         self.backstage.submit(lambda: self._before(performance))

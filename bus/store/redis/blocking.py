@@ -171,7 +171,8 @@ class RedisStore:
 
     def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         keys = [f"{self.prefix}wake:{name}" for name in names]
-        take = scripts.exchange(worker, 0, self._company, (), takes) if takes else None
+        wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
+        take = scripts.exchange(worker, 0, self._company, (), wishes) if wishes else None
         while True:
             patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
             with translated(self.link, writing=False):
