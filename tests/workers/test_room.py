@@ -437,6 +437,26 @@ def test_nobody_stands_apart_for_long_for_a_suspect_that_another_took(bus: Bus) 
         release.set()
 
 
+def test_a_worker_that_stops_says_so_at_once(bus: Bus, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    beat = bus.store.beat
+
+    def listening(*args: Any, **kwargs: Any) -> Any:
+        told.append(kwargs["stopping"])
+        return beat(*args, **kwargs)
+
+    @app.on(Asked)
+    def handler(event: Asked) -> None:
+        """Never called."""
+
+    monkeypatch.setattr(bus.store, "beat", listening)
+    with working(app):
+        wait_until(lambda: told, "a beat")
+        assert told[-1] is False
+        app.broker.lease.be_quiet()
+        wait_until(lambda: told[-1], "a beat that says so")
+
+
 def test_what_the_bell_took_when_it_stumbled_is_handed_back(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     app = App(bus)
     done: list[int] = []
