@@ -20,7 +20,7 @@ from dramatiq.errors import Retry
 from dramatiq.middleware import CurrentMessage, GroupCallbacks, Middleware, SkipMessage
 from dramatiq.results import Results
 
-from bus import Bus, Event
+from bus import Bus, Event, Publication
 from bus.store.base import Dead
 from tests.waiting import wait_until
 from tests.workers.conftest import Backends
@@ -540,6 +540,25 @@ def test_a_time_limit_ends_one_coroutine_of_a_hundred_and_harms_no_other(app: Ap
     (dead,) = bus.store.dead()
     assert errors([dead]) == [b"TimeLimitExceeded"]
     assert b"in slow" in dead.notes  # where it was
+
+
+def test_a_time_limit_counts_from_the_coroutines_own_first_step(app: App, bus: Bus) -> None:
+    begun: list[int] = []
+    done: list[int] = []
+
+    @app.on(Asked, time_limit=200, max_retries=0)
+    async def handler(event: Asked) -> None:
+        begun.append(event.n)
+        threading.Event().wait(0.02)  # each in its first step, and all of them in one turn of the loop
+        await asyncio.sleep(0.01)
+        done.append(event.n)
+
+    app.bind()
+    bus.publish_many_sync([Publication(Asked(n=n)) for n in range(20)])
+    with working(app):
+        wait_until(lambda: len(begun) == 20 and bus.store.pending("default") == 0, "all to end")
+
+    assert begun[-1] in done
 
 
 def test_a_coroutine_that_lives_through_its_time_limit_decides_its_outcome(app: App, bus: Bus) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import dramatiq
 import pytest
+from dramatiq.middleware import TimeLimitExceeded
 
 from bus import Bus, Event
 from bus.store.base import Take
@@ -141,6 +142,33 @@ def test_what_a_handler_raises_when_its_worker_ends_is_no_failure(
     worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=1)
     worker.start()
     wait_until(begun.is_set, "it to begin")
+    worker.stop(timeout=50)
+
+    (taken,) = bus.store.exchange("heir", (), [Take(1, "default", ("handler",), 1)]).taken
+    bus.store.leave("heir")
+
+    assert bus.store.dead_count() == 0
+    assert taken.notes == b"", "an attempt was counted"
+
+
+def test_a_handler_that_resists_its_time_limit_and_then_ends_with_its_worker_has_not_failed(app: App, bus: Bus) -> None:
+    resisted = threading.Event()
+
+    @app.on(Cue, name="handler", max_retries=0, time_limit=20)
+    async def handler(event: Cue) -> None:
+        try:
+            await asyncio.Event().wait()
+        except TimeLimitExceeded:
+            raise AssertionError("a coroutine is cancelled") from None
+        except asyncio.CancelledError:
+            resisted.set()
+            await asyncio.Event().wait()
+
+    app.bind()
+    bus.publish_sync(Cue())
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    wait_until(resisted.is_set, "its time to be over")
     worker.stop(timeout=50)
 
     (taken,) = bus.store.exchange("heir", (), [Take(1, "default", ("handler",), 1)]).taken

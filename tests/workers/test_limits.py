@@ -31,7 +31,7 @@ def loop() -> Iterator[VirtualLoop]:
 
 @pytest.fixture
 def limits(loop: VirtualLoop) -> Iterator[Limits]:
-    limits = Limits()
+    limits = Limits(loop.time)
     yield limits
     limits.close()
     loop.pass_time(1000)

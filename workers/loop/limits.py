@@ -7,6 +7,8 @@ what a waiting job holds, and the loop would set it and take it back for every j
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 __all__ = ["NO_LIMIT", "Limits"]
@@ -30,7 +32,8 @@ class Limited(Protocol):
 class Limits:
     """Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock  # not the loop's: uvloop's time stands still within a turn, however long that is
         self._running: dict[float, dict[Limited, float]] = {}  # by limit, with when they began, first ones first
         self._timers: dict[float, asyncio.TimerHandle] = {}
 
@@ -43,7 +46,7 @@ class Limits:
         """Tell it when its time is over, unless it has ended by then."""
         if not one.limit_s < NO_LIMIT:  # nor is what is no number a limit
             return
-        self._running.setdefault(one.limit_s, {})[one] = loop.time()
+        self._running.setdefault(one.limit_s, {})[one] = self._clock()
         if one.limit_s not in self._timers:
             self._timers[one.limit_s] = loop.call_later(one.limit_s, self._look, loop, one.limit_s)
 
@@ -64,7 +67,7 @@ class Limits:
         self._running.clear()
 
     def _look(self, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
-        running, latest = self._running[limit_s], loop.time() - limit_s
+        running, latest = self._running[limit_s], self._clock() - limit_s
         while running:
             first, began_at = next(iter(running.items()))
             if began_at - latest > EXACT_S:

@@ -46,10 +46,10 @@ class Performance:
         "_reason",
         "_result",
         "_soon",
-        "_task",
         "limit_s",
         "message",
         "ran_s",
+        "task",
         "worker",
     )
 
@@ -71,7 +71,8 @@ class Performance:
         self._function = function
         self._soon = soon
         self._context = Context()
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+        """What runs the coroutine, while it does."""
         self._limits: Limits | None = None
         self._reason: BaseException | None = None
         self._result: Any = None
@@ -119,7 +120,7 @@ class Performance:
         self._over = True
         self.message.clear_exception()
         self.message.performance = None
-        self._error = self._result = self._reason = self._task = None
+        self._error = self._result = self._reason = self.task = None
 
     def _tell(self) -> None:
         broker, message, error = self._broker, self.message, self._error
@@ -159,18 +160,19 @@ class Performance:
             self._error = self._reason
             done(self)
             return
-        self._done, self._began_at = done, time.monotonic()  # uvloop's own time stands still within a turn
-        self._limits = limits
-        limits.begin(self, loop)
-        self._task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
-        self._task.add_done_callback(self._end)
+        self._done, self._limits, self._began_at = done, limits, time.monotonic()
+        self.task = loop.create_task(self._act(), name=self.message.actor_name, context=self._context)
+        self.task.add_done_callback(self._end)
 
     def fail(self, error: BaseException) -> None:
         """It could not be begun."""
         self._error = error
 
     async def _act(self) -> None:
+        self._began_at = time.monotonic()
         try:
+            if self._limits is not None:  # only now: others may have their first steps before ours in the same turn
+                self._limits.begin(self, asyncio.get_running_loop())
             self._result = await self.message.called(self._function)
         except BaseException as error:  # noqa: BLE001 - an exit would end the loop, and with it all the others
             self._error = error
@@ -187,10 +189,10 @@ class Performance:
         self._interrupt(TimeLimitExceeded())
 
     def _interrupt(self, reason: BaseException) -> None:
-        if self._reason is None:
+        if self._reason is None or isinstance(reason, asyncio.CancelledError):  # its worker's end has the last word
             self._reason = reason
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self.ran_s = time.monotonic() - self._began_at
