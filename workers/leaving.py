@@ -21,6 +21,7 @@ EXIT_S = 1.0
 CALLS = "callboard calls"
 """How the names of those threads begin whose calls the log has named already (``workers/loop/calls.py``)."""
 FAILURE = 1
+AGAIN = "what was running runs again when the lease ends"
 
 
 class Watchdog:
@@ -50,7 +51,8 @@ class Watchdog:
                 names = ", ".join(f"thread {one.name!r} at {place_of(frame_of(one))}" for one in new)
                 _leave(self._exit_code, names and f"warning: all is done; left behind, for it does not end: {names}")
             time.sleep(self._left_s())  # what is registered with atexit may take longer
-        leave("the stop is not done at its deadline: leaving; what was running runs again when the lease ends")
+        place = place_of(frame_of(threading.main_thread()))
+        leave(f"the stop is not done at its deadline (it is at {place}): leaving; {AGAIN}")
 
     def _left_s(self) -> float:
         return max(0.0, self._ends_at - time.monotonic())

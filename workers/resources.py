@@ -1,7 +1,8 @@
 """An app's resources on the worker's loop: the bus's side there, then the lifespans, opened and closed by one task.
 
 One task from beginning to end, because task groups, timeouts and cancel scopes inside a lifespan belong to the task
-that entered them.
+that entered them. So a lifespan can also fail while it is open: where a task of its task group fails, the group cancels
+the task that entered it, which is this one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from bus import Bus
 from workers.errors import BootFailed
@@ -26,11 +27,16 @@ log = logging.getLogger("callboard.workers")
 class Resources:
     """Opened once, closed once; both on the loop."""
 
-    def __init__(self, bus: Bus, lifespans: Sequence[Lifespan]) -> None:
+    def __init__(self, bus: Bus, lifespans: Sequence[Lifespan], when_lost: Callable[[], object] | None = None) -> None:
+        """``when_lost`` is called on the loop when a lifespan has failed while it was open, before that one is closed."""
         self._bus = bus
         self._lifespans = lifespans
+        self._when_lost = when_lost
         self.at_hand = ""
         """What is being opened or closed, for people."""
+        self.lost: BaseException | None = None
+        """Why a lifespan is not open any more, though nobody has asked for that."""
+        self._open: list[tuple[str, AbstractAsyncContextManager[None]]] = []
         self._opened = False
         self._failed = ""
         self._closing = asyncio.Event()
@@ -62,21 +68,22 @@ class Resources:
 
     async def _hold(self, opened: asyncio.Future[None]) -> None:
         try:
-            async with AsyncExitStack() as stack:
-                self.at_hand = "the bus"
-                await stack.enter_async_context(self._bus.using())
-                stack.callback(self._turn_to, "the bus")
-                for lifespan in self._lifespans:
-                    await self._enter(lifespan, stack)
-                self._opened = True
-                opened.set_result(None)
-                await self._closing.wait()
+            self.at_hand = "the bus"
+            async with self._bus.using():
+                try:
+                    for lifespan in self._lifespans:
+                        await self._enter(lifespan)
+                    self._opened = True
+                    opened.set_result(None)
+                    await self._keep_open()
+                finally:
+                    await self._leave_all()
         except BaseException as error:
             if opened.done():
                 raise
             opened.set_exception(_failure(error))
 
-    async def _enter(self, lifespan: Lifespan, stack: AsyncExitStack) -> None:
+    async def _enter(self, lifespan: Lifespan) -> None:
         self.at_hand = name = f"{LIFESPAN} {name_of(lifespan)}"
         resource = asynccontextmanager(lifespan)()
         try:
@@ -84,19 +91,55 @@ class Resources:
         except BaseException:
             self._failed = name
             raise
-        stack.push_async_callback(_leave, resource)
-        stack.callback(self._turn_to, name)
+        self._open.append((name, resource))
 
-    def _turn_to(self, what: str) -> None:
-        self.at_hand = what
+    async def _keep_open(self) -> None:
+        while not self._closing.is_set():
+            try:
+                await self._closing.wait()
+            except asyncio.CancelledError:
+                if self._closing.is_set():
+                    raise
+                await self._lose()
+
+    async def _leave_all(self) -> None:
+        while self._open:
+            name, error = await self._leave_last()
+            if error is not None:
+                _tell(name, error)
+
+    async def _lose(self) -> None:
+        """Close the lifespan that has failed, and before it those that were opened after it; the others stay open."""
+        if self._when_lost is not None:
+            self._when_lost()
+        who, error, task = "somebody has cancelled the app's resources", None, asyncio.current_task()
+        while self._open and task is not None and task.cancelling():
+            who, error = await self._leave_last()
+            if error is not None and task.cancelling():
+                _tell(who, error)
+        # The last one has taken the cancelling back: it was its own.
+        self.lost = error or asyncio.CancelledError(who)
+        log.critical(
+            "%s, and with it what its handlers need",
+            f"{who} failed while it was open" if error else who,
+            exc_info=error,
+        )
+
+    async def _leave_last(self) -> tuple[str, BaseException | None]:
+        """Close one. Its own failure is returned: thrown into the outer ones it would keep them from closing."""
+        name, resource = self._open.pop()
+        self.at_hand = name
+        try:
+            await resource.__aexit__(None, None, None)
+        except BaseException as error:  # noqa: BLE001 - also an exit, which is no reason to leave the others open
+            return name, error
+        finally:
+            self.at_hand = "the bus"
+        return name, None
 
 
-async def _leave(resource: AbstractAsyncContextManager[None]) -> None:
-    """Close one. Its own failure ends here: thrown into the outer ones it would keep them from closing."""
-    try:
-        await resource.__aexit__(None, None, None)
-    except (Exception, SystemExit, KeyboardInterrupt):
-        log.exception("closing a resource failed; going on with the others")
+def _tell(name: str, error: BaseException) -> None:
+    log.error("closing %s failed; going on with the others", name, exc_info=error)
 
 
 def _failure(error: BaseException) -> BaseException:

@@ -14,9 +14,12 @@ goodbye: they close though the server hangs.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from dramatiq import Worker
 
@@ -33,9 +36,13 @@ from workers.whereabouts import apps_part, counted
 __all__ = ["Runtime"]
 
 BOOT_S = 60.0
-STOP_S = 5.0
+STOP_S = 6.0
+"""For all of a stop, once the grace is over: less than the watchdog allows (``workers/leaving.py``)."""
+CLOSE_S = 5.0
 CANCEL_S = 3.0
 SETTLE_S = 1.0
+LEAST_S = 0.25
+"""Whatever was used up by what came before."""
 MOST_JOBS = 5
 """Of those that do not end, so many are named by their numbers."""
 
@@ -50,8 +57,8 @@ class Runtime:
         self.loop = WorkerLoop()
         self.stage = Stage(self.loop)
         self.stopping = False
-        self.clean = True
-        """Whether the last stop has left nothing behind: every job settled or handed back, every resource closed."""
+        self.failed = False
+        """Whether something of the app's own, its handlers apart, has not ended as it should: a lifespan, a task."""
         self._bus = bus
         self._lifespans = lifespans
         self._resources: Resources | None = None
@@ -68,12 +75,13 @@ class Runtime:
                 )
             return
         self._worker = worker
-        self.stopping, began_at = False, time.monotonic()
+        self.stopping = self.failed = False
+        began_at = time.monotonic()
         try:
             self._bus.usable()
             self.teller.start(broker.lease.worker)
             self.loop.start()
-            self._resources = Resources(self._bus, self._lifespans)
+            self._resources = Resources(self._bus, self._lifespans, partial(self._lose, broker))
             self.loop.call(self._resources.open(), BOOT_S)
             self._bus.bind(bindings())
             # A server that comes back empty knows no bindings, and publishers would queue work for nobody.
@@ -94,7 +102,7 @@ class Runtime:
         return self._worker in (None, worker)
 
     def runs_on(self, thread: threading.Thread) -> bool:
-        """Whether async handlers, or the hooks around them, run on this thread."""
+        """Whether async handlers, the hooks around them, or what they have called on a thread run on this one."""
         return self.loop.runs_on(thread) or self.stage.backstage.runs_on(thread)
 
     def quiet(self, broker: LaneBroker) -> None:
@@ -106,15 +114,15 @@ class Runtime:
             self.teller.say(WorkerQuiet, running=broker.lease.running())
 
     def stop(self, broker: LaneBroker) -> None:
-        """Close everything that is open, in reverse. A step that fails is logged and the next one follows."""
+        """Close everything that is open, in reverse. A step that fails or hangs is logged and the next one follows."""
         self.quiet(broker)
+        ends_at = time.monotonic() + STOP_S
         self._end_running(broker)
         self._name_what_hangs(broker)
         _try("the stage", self.stage.close)
-        settled = not broker.lease.running()
         broker.lease.end()
-        self.clean = _try("the worker's resources", self._close_resources) and settled
-        _try("the event loop", lambda: self.loop.stop(STOP_S))
+        _try("the worker's resources", lambda: self._close_resources(_left_s(ends_at)))
+        _try("the event loop", lambda: self._end_loop(_left_s(ends_at)))
         _try("the lease", broker.close)
         if self._quiet_at is not None:
             self.teller.say(WorkerStopped, stop_ms=_ms_since(self._quiet_at))
@@ -123,13 +131,30 @@ class Runtime:
         _try("the bus", self._bus.rest)
         self._worker = None
 
-    def _close_resources(self) -> None:
+    def _lose(self, broker: LaneBroker) -> None:
+        """A lifespan has failed while it was open: what needs it must not go on taking work."""
+        self.failed = True
+        self.quiet(broker)
+        if broker.owns_process:
+            os.kill(os.getpid(), signal.SIGTERM)  # to the main thread: this is the loop's
+        else:
+            log.critical("a lifespan has failed: this worker takes no more work; stop it, and start it again")
+
+    def _close_resources(self, timeout_s: float) -> None:
         resources, self._resources = self._resources, None
-        if resources is not None:
-            try:
-                self.loop.call(resources.close(), STOP_S)
-            except TimeoutError:
-                raise StillOpen(f"{resources.at_hand} did not close within {STOP_S:g} s and is left behind") from None
+        if resources is None:
+            return
+        try:
+            self.loop.call(resources.close(), min(CLOSE_S, timeout_s))
+        except TimeoutError:
+            self.failed = True
+            log.warning("%s did not close in time and is left behind", resources.at_hand)
+
+    def _end_loop(self, timeout_s: float) -> None:
+        left = self.loop.stop(timeout_s, self.stage.tasks())
+        if left:
+            self.failed = True
+            log.warning("left behind on the event loop, for it does not let itself be cancelled: %s", counted(left))
 
     def _end_running(self, broker: LaneBroker) -> None:
         """Past the grace, async handlers are cancelled, and settled (handed back), before the lease is given up."""
@@ -150,21 +175,15 @@ class Runtime:
             log.warning("the grace is over, and these handlers do not end: %s (jobs %s)", handlers, jobs)
 
 
-class StillOpen(Exception):
-    """A resource does not close."""
-
-
-def _try(what: str, close: Callable[[], None]) -> bool:
-    """Whether it was closed."""
+def _try(what: str, close: Callable[[], None]) -> None:
     try:
         close()
-    except StillOpen as error:
-        log.warning("%s", error)
-        return False
     except Exception:
         log.exception("closing %s failed; going on", what)
-        return False
-    return True
+
+
+def _left_s(ends_at: float) -> float:
+    return max(LEAST_S, ends_at - time.monotonic())
 
 
 def _ms_since(at: float) -> float:

@@ -231,6 +231,80 @@ async def resource():
     assert "time.sleep" in worker.errors
 
 
+@pytest.mark.parametrize(
+    ("closing", "named"),
+    [
+        ("yield\n    await asyncio.Event().wait()", "lifespan shop.resource did not close in time"),
+        ("stays = asyncio.create_task(stay())\n    yield", "does not let itself be cancelled: "),
+    ],
+    ids=["a lifespan that hangs", "a task that stays"],
+)
+def test_what_does_not_close_is_named_and_the_exit_code_is_1(
+    closing: str, named: str, env: dict[str, str], server: object, tmp_path: Path
+) -> None:
+    hangs = f"""
+import asyncio
+
+async def stay():
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+@app.lifespan
+async def resource():
+    {closing}
+"""
+    write(tmp_path, SLOW + hangs)
+    with program([*CALLBOARD, "worker", "shop", "--grace", "0"], tmp_path, folder=tmp_path, env=env) as worker:
+        worker.wait_for("ready")
+
+        assert worker.end(timeout=AFTER_GRACE_S + 5) == 1
+
+    assert named in worker.errors
+    assert "the stop is not done at its deadline" not in worker.errors, "it has ended by itself"
+
+
+@pytest.mark.parametrize("way", ["callboard", "dramatiq"])
+def test_a_lifespan_that_fails_while_it_is_open_ends_the_worker(
+    way: str, bus: Bus, env: dict[str, str], tmp_path: Path
+) -> None:
+    fails = """
+import asyncio
+
+failed = asyncio.Event()
+
+async def keep_the_connection():
+    await failed.wait()
+    raise ConnectionError("the pool is gone")
+
+@app.lifespan
+async def pool():
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_the_connection())
+        yield
+
+@app.on("fail", name="fail")
+async def fail(event):
+    failed.set()
+"""
+    write(tmp_path, SLOW + fails)
+    with program(starting(COMMANDS[way], "shop:app"), tmp_path, folder=tmp_path, env=env) as worker:
+        wait_until(lambda: is_bound(bus, 2), "the worker to be bound", 20)
+        bus.publish_sync({"type": "job", "n": 1, "s": 0.5})
+        wait_until(lambda: ledger(env), "the work to begin", 20)
+        bus.publish_sync({"type": "fail"})
+
+        code = worker.process.wait(20)
+
+    said = "".join(worker.lines) + worker.errors
+    assert "lifespan shop.pool failed while it was open" in said
+    assert "the pool is gone" in said
+    assert bus.store.pending("default") == 0, "what ran was not let end"
+    assert code == 1 or way == "dramatiq"  # there it is Dramatiq's own
+
+
 def test_only_the_named_queues_are_served(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:
     more = '\n@app.on("job", name="mail", queue="mail")\ndef mail(event): work({"n": "mail", "s": 0})\n'
     write(tmp_path, SLOW + more)

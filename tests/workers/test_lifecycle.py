@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -481,7 +483,7 @@ def test_no_two_of_a_lane_run_at_once_when_one_outlasts_the_grace(app: App, bus:
 # What a stop says of itself.
 
 
-@pytest.mark.parametrize("place", ["thread", "coroutine", "hook"])
+@pytest.mark.parametrize("place", ["thread", "coroutine", "to_thread", "hook"])
 def test_a_handler_that_stops_its_own_worker_is_told_at_once_how_to(app: App, bus: Bus, place: str) -> None:
     raised: list[BaseException] = []
     handled: list[int] = []
@@ -510,6 +512,8 @@ def test_a_handler_that_stops_its_own_worker_is_told_at_once_how_to(app: App, bu
         async def handler_on_the_loop(event: Cue) -> None:
             if event.n == 0 and place == "coroutine":
                 stop()
+            elif event.n == 0 and place == "to_thread":
+                await asyncio.to_thread(stop)
             handled.append(event.n)
 
     if place == "hook":
@@ -606,7 +610,7 @@ def test_handlers_that_do_not_end_are_named(app: App, bus: Bus, caplog: pytest.L
 
     (line,) = (record.getMessage() for record in caplog.records if "do not end" in record.getMessage())
     assert line.startswith("the grace is over, and these handlers do not end: hangs 2 (jobs ")
-    assert not app.runtime.clean
+    assert not app.runtime.failed  # they run again elsewhere
 
 
 def test_a_resource_that_does_not_close_is_named(
@@ -630,8 +634,8 @@ def test_a_resource_that_does_not_close_is_named(
 
     (line,) = (record.getMessage() for record in caplog.records if "did not close" in record.getMessage())
     name = "test_a_resource_that_does_not_close_is_named.hangs"
-    assert line == f"lifespan tests.workers.test_lifecycle.{name} did not close within 0.1 s and is left behind"
-    assert not app.runtime.clean
+    assert line == f"lifespan tests.workers.test_lifecycle.{name} did not close in time and is left behind"
+    assert app.runtime.failed
 
 
 def test_what_blocks_in_a_thread_is_named_and_left_behind(app: App, bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
@@ -655,6 +659,95 @@ def test_what_blocks_in_a_thread_is_named_and_left_behind(app: App, bus: Bus, ca
     release.set()
 
     assert took_s < 4
-    assert app.runtime.clean
+    assert not app.runtime.failed
     (line,) = (record.getMessage() for record in caplog.records if "left behind" in record.getMessage())
     assert line.endswith("test_what_blocks_in_a_thread_is_named_and_left_behind.fetch 1")
+
+
+def test_a_task_that_does_not_let_itself_be_cancelled_is_named(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.runtime.STOP_S", 0.1)
+    release = asyncio.Event()
+
+    async def stays() -> None:
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+
+    @app.lifespan
+    async def resource() -> AsyncIterator[None]:
+        staying.append(asyncio.create_task(stays()))
+        yield
+
+    staying: list[asyncio.Task[None]] = []
+    with working(app):
+        pass
+
+    (line,) = (record.getMessage() for record in caplog.records if "left behind" in record.getMessage())
+    assert line.startswith("left behind on the event loop, for it does not let itself be cancelled: ")
+    assert "test_lifecycle.py" in line
+    assert line.endswith(" in stays 1")
+    assert app.runtime.failed
+
+
+@pytest.mark.parametrize("fails_by", ["a task of its group", "its time limit"])
+def test_a_lifespan_that_fails_while_it_is_open_ends_the_taking_and_no_lifespan_outside_of_it(
+    app: App, bus: Bus, caplog: pytest.LogCaptureFixture, fails_by: str
+) -> None:
+    story: list[str] = []
+    fail, release = threading.Event(), threading.Event()
+
+    @app.lifespan
+    async def outer() -> AsyncIterator[None]:
+        yield
+        story.append("outer closed")
+
+    async def watch_the_pool() -> None:
+        await asyncio.to_thread(fail.wait)
+        raise ConnectionError("the pool is gone")
+
+    @app.lifespan
+    async def pool() -> AsyncIterator[None]:
+        try:
+            if fails_by == "its time limit":
+                async with asyncio.timeout(None) as limit:
+                    loop = asyncio.get_running_loop()
+                    when_failed = asyncio.create_task(asyncio.to_thread(fail.wait))
+                    when_failed.add_done_callback(lambda _: limit.reschedule(loop.time()))
+                    yield
+            else:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(watch_the_pool())
+                    yield
+        finally:
+            story.append("pool closed")
+
+    @app.lifespan
+    async def inner() -> AsyncIterator[None]:
+        yield
+        story.append("inner closed")
+
+    @app.on(Cue)
+    def handler(event: Cue) -> None:
+        story.append("began")
+        assert release.wait(10)
+        story.append("ended")
+
+    app.bind()
+    with working(app):
+        bus.publish_sync(Cue())
+        wait_until(lambda: "began" in story, "the handler")
+        fail.set()
+        wait_until(lambda: "pool closed" in story, "the pool to be closed")
+        release.set()
+        wait_until(lambda: "ended" in story, "the handler to end")
+        bus.publish_sync(Cue(n=2))
+
+    assert story == ["began", "inner closed", "pool closed", "ended", "outer closed"]
+    assert bus.store.pending("default") == 1, "it went on taking"
+    assert app.runtime.failed
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert any("takes no more work" in line for line in said)
+    if fails_by == "a task of its group":
+        assert any("pool failed while it was open" in line for line in said)

@@ -270,6 +270,28 @@ async def test_lifespans_are_open_while_handlers_run(app: App, bus: Bus) -> None
     assert told == ["open", "answer", "answer", "close"]
 
 
+async def test_a_lifespan_that_fails_meanwhile_fails_the_test(app: App) -> None:
+    closed = asyncio.Event()
+
+    async def fail() -> None:
+        raise ConnectionError("the pool is gone")
+
+    @app.lifespan
+    async def pool() -> AsyncIterator[None]:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(fail())
+                yield
+        finally:
+            closed.set()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        async with app.testing.lifespan():
+            await closed.wait()
+
+    assert raised.group_contains(ConnectionError, match="the pool is gone")
+
+
 def test_lifespans_are_open_without_a_loop_of_the_tests_too(app: App, bus: Bus) -> None:
     told: list[str] = []
 

@@ -12,7 +12,7 @@ from dramatiq.middleware import MiddlewareError
 
 from workers import App, BootFailed, MemoryWorker
 from workers.cli.loading import load_app
-from workers.cli.outcome import USAGE, Failed
+from workers.cli.outcome import FAILURE, USAGE, Failed
 from workers.cli.stopping import GUARD_S, Stop, StoppedEarly
 from workers.errors import instead_of
 from workers.health import Endpoint, Reporter, WorkerHealth
@@ -43,22 +43,24 @@ def serve(wishes: Wishes, tether: Tether | None) -> None:
     stop = Stop(wishes.grace_s, child=tether is not None)
     limit_s = wishes.grace_s + AFTER_GRACE_S + GUARD_S
     guard = Guard(limit_s, stop.signals, tether.fileno() if tether is not None else None)
-    clean = True
+    exit_code = 0
     with ExitStack() as stack:
         try:
             stop.heed()
             endpoint = _endpoint(wishes, stack) if tether is None else None
-            clean = _work(wishes, stop, tether, endpoint)
+            exit_code = _work(wishes, stop, tether, endpoint)
         except StoppedEarly:
             log.info("stopped while starting")
-    if stop.over(clean=clean):
+    if stop.over(exit_code):
         guard.close()
         command = Command("worker").with_options()
         os.execv(command[0], command)  # noqa: S606 - this very command
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
-def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint | None) -> bool:
-    """Until a signal. Whether the end was a clean one: nothing is left unsettled, or open."""
+def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint | None) -> int:
+    """Until a signal. Returns the exit code."""
     app = load_app(wishes.where)
     _check(app, wishes.queues)
     health = _health_of(app, wishes.queues) if wishes.health is not None else None
@@ -89,10 +91,11 @@ def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint 
         stop.wait()
     if endpoint is not None:
         endpoint.reasons = lambda: ["it is stopping"]
-    log.info("stopping: running handlers have %g s", wishes.grace_s)
+    why = "SIGHUP, stopping to begin anew" if stop.again else "stopping"
+    log.info("%s: running handlers have %g s", why, wishes.grace_s)
     _end(app, running, wishes.grace_s)
     log.info("stopped")
-    return app.runtime.clean
+    return FAILURE if app.runtime.failed else 0
 
 
 def _say_why(error: BaseException) -> None:

@@ -68,19 +68,19 @@ class Stop:
         while not self._asked.wait(LOOK_S):
             pass
 
-    def over(self, *, clean: bool) -> bool:
+    def over(self, exit_code: int) -> bool:
         """All is closed. Whether to begin anew: then signals wait until there is somebody to heed them.
 
-        Otherwise the process is about to exit, and a late one must not change its exit code; nor, after a ``clean`` end,
-        somebody's thread that does not end.
+        Otherwise the process is about to exit, and neither a late one must change its exit code, nor somebody's thread that
+        does not end.
         """
         if self.again:
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL)  # exec keeps it, and what is pending
         if not self.again:  # a SIGTERM may have come just now
             for number in ALL:
                 signal.signal(number, signal.SIG_IGN)
-            if clean and self._watchdog is not None:
-                self._watchdog.all_done()
+            if self._watchdog is not None:
+                self._watchdog.all_done(exit_code)
         return self.again
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:

@@ -39,6 +39,10 @@ class Calls(ThreadPoolExecutor):
 
         return super().submit(call)
 
+    def runs_on(self, thread: threading.Thread) -> bool:
+        """Whether one of them runs on this thread just now."""
+        return thread.ident in self._running
+
     def end(self, timeout_s: float) -> list[str]:
         """Begin nothing more, and wait so long for what runs. Returns the names of the functions that are left behind."""
         self.shutdown(wait=False, cancel_futures=True)

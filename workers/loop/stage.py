@@ -140,6 +140,11 @@ class Stage:
             who = "1 handler was" if len(cancelled) == 1 else f"{len(cancelled):,} handlers were"
             log.info("%s cancelled, to run again: %s", who, counted(names[one] for one in cancelled))
 
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The coroutines of the jobs that run."""
+        with self._changed:
+            return {performance.task for performance in self._live if performance.task is not None}
+
     def _submit(self, performance: Performance) -> None:
         self.backstage.submit(lambda: self._before(performance))
 

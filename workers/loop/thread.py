@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -21,12 +22,14 @@ from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_l
 
 from workers.loop.calls import Calls
 from workers.loop.watch import Watch
-from workers.whereabouts import counted
+from workers.whereabouts import counted, frame_of, place_of
 
 __all__ = ["WorkerLoop"]
 
 T = TypeVar("T")
 
+SOON_S = 0.5
+"""For what takes no time unless it hangs."""
 CALLS_END_S = 1.0
 """How long a stop waits for what ``asyncio.to_thread`` still runs."""
 
@@ -87,8 +90,9 @@ class WorkerLoop:
         return self._thread is not None
 
     def runs_on(self, thread: threading.Thread) -> bool:
-        """Whether this thread is the loop's."""
-        return thread is self._thread
+        """Whether this thread is the loop's, or one of those on which it has something called (``asyncio.to_thread``)."""
+        mine = self._thread
+        return mine is not None and (thread is mine or mine.calls.runs_on(thread))
 
     def start(self) -> None:
         """Run the loop, and make it the one that Dramatiq's async actors use when they are called."""
@@ -121,27 +125,29 @@ class WorkerLoop:
             future.cancel()
             raise
 
-    def stop(self, timeout_s: float) -> None:
+    def stop(self, timeout_s: float, known: Collection[asyncio.Task[Any]] = ()) -> list[str]:
         """Cancel whatever still runs on the loop, give its ``finally`` blocks the time, and end the thread.
 
         What blocks in a thread of the loop's own (``asyncio.to_thread``) is waited for a second, then named and left behind.
+        Returns where the coroutines are that have not let themselves be cancelled, but for the tasks ``known`` to be such.
         """
         thread, self._thread = self._thread, None
         if thread is None:
-            return
+            return []
         self.watch.stop()
         if get_event_loop_thread() is thread:
             before, self._before = self._before, None
             set_event_loop_thread(before if before is not None and before.is_alive() else None)
         try:
-            asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop).result(timeout_s + 1)
+            left = asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop).result(timeout_s + SOON_S)
         except TimeoutError:
-            log.error("a coroutine did not end within %.1f s of being cancelled and is left behind", timeout_s)
-        left = thread.calls.end(CALLS_END_S)
-        if left:
-            log.warning("left behind in threads (asyncio.to_thread), for they do not end: %s", counted(left))
+            return [place_of(frame_of(thread))]  # whoever blocks it
+        blocking = thread.calls.end(CALLS_END_S)
+        if blocking:
+            log.warning("left behind in threads (asyncio.to_thread), for they do not end: %s", counted(blocking))
         thread.end()
-        thread.join(timeout_s)
+        thread.join(SOON_S)
+        return [place_of(frame) for task in left if task not in known for frame in task.get_stack(limit=1)]
 
     def _running(self) -> _LoopThread:
         if self._thread is None:
@@ -149,10 +155,13 @@ class WorkerLoop:
         return self._thread
 
 
-async def _cancel_all(timeout_s: float) -> None:
+async def _cancel_all(timeout_s: float) -> set[asyncio.Task[Any]]:
+    """Returns what does not end in that time."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=timeout_s)
-    await asyncio.get_running_loop().shutdown_asyncgens()
+    left = (await asyncio.wait(tasks, timeout=timeout_s))[1] if tasks else set[asyncio.Task[Any]]()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SOON_S):
+            await asyncio.get_running_loop().shutdown_asyncgens()
+    return left

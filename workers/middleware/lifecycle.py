@@ -26,6 +26,7 @@ from workers.runtime import Runtime
 
 __all__ = ["EXIT_BOOT", "EXIT_USAGE", "Lifecycle", "WorkerBootError"]
 
+EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_BOOT = 3
 
@@ -99,8 +100,8 @@ class Lifecycle(Middleware):
             # Nobody else would end a child of Dramatiq's, should a thread that was left keep it from exiting.
             watchdog = Watchdog(AFTER_GRACE_S) if _is_child_of_dramatiq() else None
             self._runtime.stop(broker)
-            if watchdog is not None and self._runtime.clean:
-                watchdog.all_done()
+            if watchdog is not None:
+                watchdog.all_done(EXIT_FAILURE if self._runtime.failed else 0)
 
 
 def _is_child_of_dramatiq() -> bool:

@@ -161,6 +161,8 @@ class AppKit:
         finally:
             self._open = False
             await resources.close()
+            if resources.lost is not None:
+                raise resources.lost
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
