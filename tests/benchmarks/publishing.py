@@ -5,10 +5,19 @@ from __future__ import annotations
 import time
 
 import dramatiq
+from dramatiq.brokers.redis import RedisBroker
 
 from bus import Bus
 from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
-from tests.benchmarks.systems import BASELINE, Noted, app_on, publications, redis_broker, texts
+from tests.benchmarks.systems import (
+    BASELINE,
+    Noted,
+    app_on,
+    plain_redis_broker,
+    publications,
+    redis_broker,
+    texts,
+)
 
 __all__ = ["BATCHED", "SINGLE"]
 
@@ -24,8 +33,15 @@ MANY = {size: Work(f"publish_many {size}", "events/s", more_is_better=True) for 
 
 def send_each(url: str, namespace: str, many: int) -> float:
     """Dramatiq: ``actor.send`` for each."""
-    broker = redis_broker(url, namespace)
+    return _send_each(redis_broker(url, namespace), many)
 
+
+def send_each_plainly(url: str, namespace: str, many: int) -> float:
+    """The same, as it is without us."""
+    return _send_each(plain_redis_broker(url, namespace), many)
+
+
+def _send_each(broker: RedisBroker, many: int) -> float:
     @dramatiq.actor(broker=broker)
     def noted(agent_id: str, text: str) -> None:
         """Only sent, never run."""
@@ -90,6 +106,10 @@ def _dramatiq(bench: Bench) -> Numbers:
     return {PUBLISH.name: bench.run(send_each, many=_many(bench))}
 
 
+def _plain_dramatiq(bench: Bench) -> Numbers:
+    return {PUBLISH.name: bench.run(send_each_plainly, many=_many(bench))}
+
+
 def _dramatiq_for_batches(bench: Bench) -> Numbers:
     # It has no batches: its single sends are what each size is compared with.
     rate = bench.run(send_each, many=_many(bench))
@@ -105,5 +125,12 @@ def _ours_in_batches(bench: Bench) -> Numbers:
     return {work.name: bench.run(publish_batches, many=4 * _many(bench), size=size) for size, work in MANY.items()}
 
 
-SINGLE = Family((PUBLISH,), (Case(BASELINE, _dramatiq), Case("callboard", _ours)))
+SINGLE = Family(
+    (PUBLISH,),
+    (
+        Case(BASELINE, _dramatiq),
+        Case(f"{BASELINE}, without our hiredis", _plain_dramatiq),
+        Case("callboard", _ours),
+    ),
+)
 BATCHED = Family(tuple(MANY.values()), (Case(BASELINE, _dramatiq_for_batches), Case("callboard", _ours_in_batches)))

@@ -5,12 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import redis
 from dramatiq.brokers.redis import RedisBroker
+from redis._parsers import Encoder, _RESP2Parser
+from redis.connection import PythonRespSerializer
 
 from bus import Bus, Event, Publication
 from workers import App
 
-__all__ = ["BASELINE", "BATCH", "Countdown", "Noted", "app_on", "fill_app", "publications", "redis_broker", "texts"]
+__all__ = [
+    "BASELINE",
+    "BATCH",
+    "Countdown",
+    "Noted",
+    "app_on",
+    "fill_app",
+    "plain_redis_broker",
+    "publications",
+    "redis_broker",
+    "texts",
+]
 
 BASELINE = "dramatiq redis"
 """The system that ours is compared with, and so the first case of each family."""
@@ -18,6 +32,8 @@ AGENTS = 100
 TEXT = "x" * 150
 """With an agent's id and the JSON around it, about 200 bytes of data."""
 BATCH = 500
+CUTOFF = 6_000
+"""redis-py's own: longer pieces are written by themselves."""
 
 
 class Noted(Event, type="bench.noted", version=1):
@@ -34,8 +50,15 @@ def app_on(url: str, namespace: str, concurrency: int = 1000) -> App:
 
 
 def redis_broker(url: str, namespace: str) -> RedisBroker:
-    """Dramatiq's, as it comes."""
+    """Dramatiq's, as it comes where hiredis is installed, as it is with us: redis-py then reads and writes with it."""
     return RedisBroker(url=url, namespace=namespace)
+
+
+def plain_redis_broker(url: str, namespace: str) -> RedisBroker:
+    """Dramatiq's, as ``pip install 'dramatiq[redis]'`` gives it: without hiredis."""
+    packer = PythonRespSerializer(CUTOFF, Encoder("utf-8", "strict", decode_responses=False).encode)
+    pool = redis.ConnectionPool.from_url(url, parser_class=_RESP2Parser, command_packer=packer)
+    return RedisBroker(client=redis.Redis(connection_pool=pool), namespace=namespace)
 
 
 def texts(many: int) -> Iterator[tuple[str, str]]:

@@ -38,6 +38,7 @@ local own_cap, own_ttl = string.match(ARGV[4], '^=(.*)'), string.match(ARGV[5], 
 local cap, ttl = own_cap or top[8] or ARGV[4], tonumber(own_ttl or top[9] or ARGV[5])
 
 local now = now_ms()
+local time = string.format('%d', now) -- once: the server writes a number out with all that a double may have
 local epoch, seq, token, oldest = top[1] or ARGV[3], tonumber(top[2] or 0), top[3] or '0', tonumber(top[4] or now)
 local before, job = seq, tonumber(counters[2] or 0)
 local answer, bodies, wanted = { 'ok' }, {}, {}
@@ -56,7 +57,7 @@ while ARGV[at] do
       call('DEL', stream)
     end
     local topics, body = ARGV[at + 2], ARGV[at + 3]
-    call('XADD', stream, 'MAXLEN', '=', cap, number .. '-0', 't', now, 'k', mine, 'p', token, 'c', topics, 'd', body)
+    call('XADD', stream, 'MAXLEN', '=', cap, number .. '-0', 't', time, 'k', mine, 'p', token, 'c', topics, 'd', body)
     call('PUBLISH', live, epoch .. '.' .. number .. ' ' .. mine .. ' ' .. token .. ' ' .. topics .. '\n' .. body)
     seq, token = seq + 1, mine
     for each = at + 6, at + 4 + 2 * jobs, 2 do

@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 
 __all__ = ["Pipe", "pipe"]
 
-LOOK_S: Final = 0.00015
-"""How long to look out for an answer."""
+LOOK_S: Final = 0.0004
+"""How long to look out for an answer: a publish's takes 60 to 200 us, the more the slower the machine is just now."""
 WARM_S: Final = 0.005
 """After a longer silence the answer will take longer, and whoever works on it may need the core on which we would look."""
 MOST_DISCOURAGED: Final = 32
