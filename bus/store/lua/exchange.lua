@@ -99,13 +99,65 @@ local function suspects_in_hand()
   return count, kind
 end
 
-local function hand_out_suspects(name, handler, lost, n, hand_out)
-  local group = call('LPOP', P .. 'suspects:' .. name .. '|' .. lost, n)
-  for _, entry in ipairs(group or {}) do
-    local prio, job, key = unpack_suspect(entry)
-    hand_out(job, prio, handler, key)
+-- A wish as it is fulfilled: what is handed out, what room is left for more, all in all and of each handler.
+local function new_tray(ticket, room, queue, first, last)
+  local tray = { ticket = ticket, room = room, queue = queue, handlers = {}, left = {}, jobs = {}, from = {}, records = {} }
+  for at = first, last, 2 do
+    local handler = ARGV[at]
+    if not paused[queue] and not paused[queue .. '|' .. handler] then
+      tray.handlers[#tray.handlers + 1] = handler
+      tray.left[handler] = tonumber(ARGV[at + 1])
+    end
   end
-  return group
+  return tray
+end
+
+local function hand_out(tray, job, prio, handler, key)
+  local jobs, records = tray.jobs, tray.records
+  tray.room = tray.room - 1
+  tray.left[handler] = tray.left[handler] - 1
+  jobs[#jobs + 1] = job
+  tray.from[#jobs] = { prio, handler, key }
+  records[#records + 1] = job
+  records[#records + 1] = tray.ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. tray.queue .. '|' .. handler .. '|' .. key
+end
+
+-- Answers how many there were, of those that lost so many leases.
+local function hand_out_suspects(tray, name, handler, lost, n)
+  local entries = n > 0 and call('LPOP', P .. 'suspects:' .. name .. '|' .. lost, n) or {}
+  for _, entry in ipairs(entries) do
+    local prio, job, key = unpack_suspect(entry)
+    hand_out(tray, job, prio, handler, key)
+  end
+  return #entries
+end
+
+-- So many as the worker may have at a time beside fresh work: one more kind, or more of the kind that it has.
+local function hand_out_company(tray, name, handler)
+  if not tray.suspects then tray.suspects, tray.kind = suspects_in_hand() end
+  local lost = SUSPECT
+  for company in string.gmatch(ARGV[3], '%d+') do
+    if lost < MOST_SUSPECT and (tray.kind or lost) == lost then
+      local n = math.min(tray.room, tray.left[handler], tonumber(company) - tray.suspects)
+      local came = hand_out_suspects(tray, name, handler, lost, n)
+      if came > 0 then
+        tray.suspects, tray.kind = tray.suspects + came, lost
+        return true
+      end
+    end
+    lost = lost + 1
+  end
+end
+
+-- The one that is to be alone, where the worker holds nothing; otherwise the worker stands apart for it from now on, unless
+-- somebody does so already.
+local function hand_out_alone(tray, name, handler)
+  if call('EXISTS', P .. 'suspects:' .. name .. '|' .. MOST_SUSPECT) == 0 then return end
+  tray.alone = #tray.jobs == 0 and call('EXISTS', held) == 0
+  if not tray.alone and call('EXISTS', P .. 'apart') == 1 then return end
+  tray.apart = name
+  call('HSET', P .. 'apart', worker, name .. '|' .. (tray.alone and '+' or ''))
+  return tray.alone and hand_out_suspects(tray, name, handler, MOST_SUSPECT, 1) > 0
 end
 
 -- Suspects were handed out. Where there are more, the next turn is fresh work's, and another worker may take them.
@@ -120,6 +172,53 @@ local function end_suspects_turn(name)
   call('HDEL', P .. 'suspects', name)
 end
 
+-- Those handlers' suspects whose turn it is, or that have no fresh work beside them.
+local function take_suspects(tray)
+  local fresh = false
+  for _, handler in ipairs(tray.handlers) do fresh = fresh or any_ready(tray.queue .. '|' .. handler) end
+  for _, handler in ipairs(tray.handlers) do
+    local name = tray.queue .. '|' .. handler
+    local turn = not tray.apart and tray.room > 0 and tray.left[handler] > 0 and call('HGET', P .. 'suspects', name)
+    if turn and (turn == 's' or not fresh) then
+      if hand_out_company(tray, name, handler) or hand_out_alone(tray, name, handler) then end_suspects_turn(name) end
+    end
+  end
+  if tray.apart then tray.room = 0 end
+end
+
+-- One handler's share of one priority. Answers how many there were.
+local function hand_out_fresh(tray, name, handler, prio, n)
+  local entries = n > 0 and call('LPOP', P .. 'ready:' .. name .. '|' .. prio, n) or {}
+  for _, entry in ipairs(entries) do
+    local key, job = '', string.sub(entry, 2)
+    if string.sub(entry, 1, 1) == 'L' then
+      key = job
+      job = call('LINDEX', P .. 'lane:' .. name .. '|' .. key, 0)
+    end
+    if job then hand_out(tray, job, prio, handler, key) end
+  end
+  return #entries
+end
+
+-- Priority by priority, and within one, a turn each. Answers whether there was any.
+local function take_fresh(tray)
+  local got = false
+  for prio = 0, 2 do
+    local found = true
+    while found and tray.room > 0 do
+      found = false
+      local share = math.ceil(tray.room / #tray.handlers)
+      for _, handler in ipairs(tray.handlers) do
+        local name, n = tray.queue .. '|' .. handler, math.min(share, tray.room, tray.left[handler])
+        if hand_out_fresh(tray, name, handler, prio, n) > 0 then
+          found, got = true, true
+        end
+      end
+    end
+  end
+  return got
+end
+
 -- Fresh work was handed out: where it was its turn, it is the suspects' now.
 local function end_fresh_turn(queue)
   local turns = call('HGETALL', P .. 'suspects')
@@ -131,105 +230,25 @@ local function end_fresh_turn(queue)
   end
 end
 
--- One handler's share of one priority. Answers how many there were.
-local function hand_out_fresh(name, handler, prio, n, hand_out)
-  local entries = n > 0 and call('LPOP', P .. 'ready:' .. name .. '|' .. prio, n) or {}
-  for _, entry in ipairs(entries) do
-    local key, job = '', string.sub(entry, 2)
-    if string.sub(entry, 1, 1) == 'L' then
-      key = job
-      job = call('LINDEX', P .. 'lane:' .. name .. '|' .. key, 0)
-    end
-    if job then hand_out(job, prio, handler, key) end
-  end
-  return #entries
-end
-
-local function take(ticket, room, queue, first, last)
-  if lease == 0 and not call('ZSCORE', P .. 'workers', worker) then return { '' } end
-  local of = apart_before()
-  if of then return { of } end
-
-  local handlers, left = {}, {} -- left: how many more of each
-  for at = first, last, 2 do
-    local handler = ARGV[at]
-    if not paused[queue] and not paused[queue .. '|' .. handler] then
-      handlers[#handlers + 1] = handler
-      left[handler] = tonumber(ARGV[at + 1])
-    end
-  end
-
-  local jobs, from, records = {}, {}, {}
-  local function hand_out(job, prio, handler, key)
-    room = room - 1
-    left[handler] = left[handler] - 1
-    jobs[#jobs + 1] = job
-    from[#from + 1] = { prio, handler, key }
-    records[#records + 1] = job
-    records[#records + 1] = ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. queue .. '|' .. handler .. '|' .. key
-  end
-
-  local suspects, apart, works = call('EXISTS', P .. 'suspects') == 1, nil, nil
-  local fresh, count, kind = false, nil, nil
-  for _, handler in ipairs(suspects and handlers or {}) do fresh = fresh or any_ready(queue .. '|' .. handler) end
-  for _, handler in ipairs(suspects and handlers or {}) do
-    local name = queue .. '|' .. handler
-    local turn = not apart and room > 0 and left[handler] > 0 and call('HGET', P .. 'suspects', name)
-    if turn and (turn == 's' or not fresh) then
-      if not count then count, kind = suspects_in_hand() end
-      local some, lost = nil, SUSPECT
-      for company in string.gmatch(ARGV[3], '%d+') do
-        local n = math.min(room, left[handler], tonumber(company) - count)
-        if not some and lost < MOST_SUSPECT and n > 0 and (kind or lost) == lost then
-          some = hand_out_suspects(name, handler, lost, n, hand_out)
-          if some then count, kind = count + #some, lost end
-        end
-        lost = lost + 1
-      end
-      if not some and call('EXISTS', P .. 'suspects:' .. name .. '|' .. MOST_SUSPECT) == 1 then
-        works = #jobs == 0 and call('EXISTS', held) == 0
-        if works or call('EXISTS', P .. 'apart') == 0 then
-          apart = name
-          call('HSET', P .. 'apart', worker, name .. '|' .. (works and '+' or ''))
-          some = works and hand_out_suspects(name, handler, MOST_SUSPECT, 1, hand_out)
-        end
-      end
-      if some then end_suspects_turn(name) end
-    end
-  end
-  if apart then room = 0 end
-  local got_fresh = false
-  for prio = 0, 2 do
-    local found = true
-    while found and room > 0 do
-      found = false
-      local share = math.ceil(room / #handlers)
-      for _, handler in ipairs(handlers) do
-        local name, n = queue .. '|' .. handler, math.min(share, room, left[handler])
-        if hand_out_fresh(name, handler, prio, n, hand_out) > 0 then
-          found, got_fresh = true, true
-        end
-      end
-    end
-  end
-
-  if suspects and got_fresh then end_fresh_turn(queue) end
-
-  -- Whoever fills up with work left over passes the wake-up on; who does not has taken what the settling made ready.
-  for _, handler in ipairs(handlers) do
-    local name = queue .. '|' .. handler
-    if room == 0 or left[handler] == 0 then
+-- Whoever fills up with work left over passes the wake-up on; who does not has taken what the settling made ready.
+local function pass_rings_on(tray)
+  for _, handler in ipairs(tray.handlers) do
+    local name = tray.queue .. '|' .. handler
+    if tray.room == 0 or tray.left[handler] == 0 then
       if any_ready(name) then ring(name) end
     elseif rung[name] and call('HEXISTS', P .. 'suspects', name) == 0 then
       rung[name] = nil
     end
-    if works and apart and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end -- they are for others
+    if tray.alone and tray.apart and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end -- they are for others
   end
+end
 
-  local answer = { apart or '' }
+-- The jobs are the worker's from now on.
+local function answer_of(tray)
+  local answer, jobs, from = { tray.apart or '' }, tray.jobs, tray.from
   if #jobs == 0 then return answer end
   if lease > 0 then call('ZADD', P .. 'workers', 'NX', now + lease, worker) end
-  hset_all(held, records)
+  hset_all(held, tray.records)
   for i, job in ipairs(jobs) do
     local n = #answer
     local lost = call('HGET', P .. 'lost', job) or '0'
@@ -238,6 +257,18 @@ local function take(ticket, room, queue, first, last)
     answer[n + 3] = call('HGET', P .. 'notes', job) or ''
   end
   return answer
+end
+
+local function take(ticket, room, queue, first, last)
+  if lease == 0 and not call('ZSCORE', P .. 'workers', worker) then return { '' } end
+  local of = apart_before()
+  if of then return { of } end
+  local tray = new_tray(ticket, room, queue, first, last)
+  local suspects = call('EXISTS', P .. 'suspects') == 1
+  if suspects then take_suspects(tray) end
+  if take_fresh(tray) and suspects then end_fresh_turn(queue) end
+  pass_rings_on(tray)
+  return answer_of(tray)
 end
 
 local at = 5 + tonumber(ARGV[4])
