@@ -87,14 +87,22 @@ local function apart_before()
   call('HDEL', P .. 'apart', worker) -- another one took it
 end
 
+-- What a hash has for each of these jobs: false where it has nothing.
+local function values_of(hash, jobs)
+  local values = {}
+  for first = 1, #jobs, 1000 do
+    for _, value in ipairs(call('HMGET', P .. hash, unpack(jobs, first, math.min(first + 999, #jobs)))) do
+      values[#values + 1] = value
+    end
+  end
+  return values
+end
+
 -- How many suspects the worker has in hand, and how many leases these lost: only such that lost as many are ever together.
 local function suspects_in_hand()
   local count, kind = 0, nil
-  local jobs = call('HKEYS', held)
-  for first = 1, #jobs, 1000 do
-    for _, lost in ipairs(call('HMGET', P .. 'lost', unpack(jobs, first, math.min(first + 999, #jobs)))) do
-      if lost and tonumber(lost) >= SUSPECT then count, kind = count + 1, math.min(tonumber(lost), MOST_SUSPECT) end
-    end
+  for _, lost in ipairs(values_of('lost', call('HKEYS', held))) do
+    if lost and tonumber(lost) >= SUSPECT then count, kind = count + 1, math.min(tonumber(lost), MOST_SUSPECT) end
   end
   return count, kind
 end
@@ -249,12 +257,11 @@ local function answer_of(tray)
   if #jobs == 0 then return answer end
   if lease > 0 then call('ZADD', P .. 'workers', 'NX', now + lease, worker) end
   hset_all(held, tray.records)
+  local lost, bodies, notes = values_of('lost', jobs), values_of('jobs', jobs), values_of('notes', jobs)
   for i, job in ipairs(jobs) do
-    local n = #answer
-    local lost = call('HGET', P .. 'lost', job) or '0'
-    answer[n + 1] = job .. '|' .. from[i][1] .. '|' .. lost .. '|' .. from[i][2] .. '|' .. from[i][3]
-    answer[n + 2] = call('HGET', P .. 'jobs', job) or ''
-    answer[n + 3] = call('HGET', P .. 'notes', job) or ''
+    answer[#answer + 1] = job .. '|' .. from[i][1] .. '|' .. (lost[i] or '0') .. '|' .. from[i][2] .. '|' .. from[i][3]
+    answer[#answer + 1] = bodies[i] or ''
+    answer[#answer + 1] = notes[i] or ''
   end
   return answer
 end
