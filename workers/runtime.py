@@ -36,12 +36,11 @@ from workers.whereabouts import apps_part, counted
 __all__ = ["Runtime"]
 
 BOOT_S = 60.0
-STOP_S = 6.0
-"""For all of a stop, once the grace is over: less than the watchdog allows (``workers/leaving.py``)."""
-CLOSE_S = 5.0
+STOP_S = 5.0
+"""For all of a stop, once the grace is over: well below what the watchdog allows (``workers/leaving.py``)."""
 CANCEL_S = 3.0
 SETTLE_S = 1.0
-LEAST_S = 0.25
+LEAST_S = 0.5
 """Whatever was used up by what came before."""
 MOST_JOBS = 5
 """Of those that do not end, so many are named by their numbers."""
@@ -145,7 +144,7 @@ class Runtime:
         if resources is None:
             return
         try:
-            self.loop.call(resources.close(), min(CLOSE_S, timeout_s))
+            self.loop.call(resources.close(), timeout_s)
         except TimeoutError:
             self.failed = True
             log.warning("%s did not close in time and is left behind", resources.at_hand)
