@@ -171,7 +171,9 @@ class Runtime:
         if at_work:
             jobs = ", ".join(job for _, job in at_work[:MOST_JOBS]) + (", ..." if len(at_work) > MOST_JOBS else "")
             handlers = counted(handler for handler, _ in at_work)
-            log.warning("the grace is over, and these handlers do not end: %s (jobs %s)", handlers, jobs)
+            place = self.loop.blocked_at()
+            why = f", for the event loop is blocked at {place}" if place else ""
+            log.warning("the grace is over, and these handlers do not end%s: %s (jobs %s)", why, handlers, jobs)
 
 
 def _try(what: str, close: Callable[[], None]) -> None:

@@ -27,8 +27,12 @@ def frame_of(thread: threading.Thread) -> FrameType | None:
 
 
 def place_of(frame: FrameType | None) -> str:
-    """The line that a frame is at."""
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"
+    """The line that a frame is at: the one of the app from which it went on into the standard library, where there is one."""
+    apps = frame
+    while apps is not None and _is_between(apps.f_code.co_filename):
+        apps = apps.f_back
+    at = apps or frame
+    return f"{at.f_code.co_filename}:{at.f_lineno} in {at.f_code.co_name}" if at else "an unknown place"
 
 
 def apps_part(trace: TracebackType | None) -> TracebackType | None:

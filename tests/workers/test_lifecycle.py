@@ -537,6 +537,35 @@ def test_what_blocks_in_a_thread_is_named_and_left_behind(app: App, bus: Bus, ca
     assert line.endswith("test_what_blocks_in_a_thread_is_named_and_left_behind.fetch 1")
 
 
+def test_where_the_loop_is_blocked_is_told_beside_those_that_cannot_end_for_it(
+    app: App, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun: list[int] = []
+    release = threading.Event()
+
+    @app.on(Cue, name="handler")
+    async def handler(event: Cue) -> None:
+        begun.append(event.n)
+        if event.n == 1:
+            release.wait(30)
+        await asyncio.Event().wait()
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    for n in range(2):
+        bus.publish_sync(Cue(agent_id=f"a{n}", n=n))
+        wait_until(lambda n=n: n in begun, "it to begin")  # type: ignore[misc]
+    worker.stop(timeout=50)
+    release.set()
+
+    (line,) = (record.getMessage() for record in caplog.records if "do not end" in record.getMessage())
+    why, _, which = line.partition(": handler 2 (jobs ")
+    assert why.startswith("the grace is over, and these handlers do not end, for the event loop is blocked at ")
+    assert "test_lifecycle.py:" in why
+    assert which
+    assert app.runtime.failed
+
+
 def test_a_task_that_does_not_let_itself_be_cancelled_is_named(
     app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

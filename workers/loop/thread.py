@@ -28,6 +28,8 @@ __all__ = ["WorkerLoop"]
 
 T = TypeVar("T")
 
+BLOCKED_S = 1.0
+"""A loop that gives no sign of life for so long is blocked."""
 SOON_S = 0.5
 """For what takes no time unless it hangs."""
 CALLS_END_S = 1.0
@@ -84,6 +86,10 @@ class WorkerLoop:
         """How long the loop has kept a waiting callback waiting, now or when it was last asked. From any thread."""
         return self.watch.lag_s
 
+    def blocked_at(self) -> str:
+        """Where in the code something keeps the loop from going on; nothing where it goes on."""
+        return place_of(frame_of(self._thread)) if self._thread is not None and self.lag_s > BLOCKED_S else ""
+
     @property
     def running(self) -> bool:
         """Whether it is started."""
@@ -138,10 +144,12 @@ class WorkerLoop:
         if get_event_loop_thread() is thread:
             before, self._before = self._before, None
             set_event_loop_thread(before if before is not None and before.is_alive() else None)
+        cancelling = asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop)
         try:
-            left = asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop).result(timeout_s + SOON_S)
+            left = cancelling.result(timeout_s + SOON_S)
         except TimeoutError:
-            return [place_of(frame_of(thread))]  # whoever blocks it
+            cancelling.add_done_callback(lambda _: thread.end())  # should it ever go on
+            return [place_of(frame_of(thread))]
         blocking = thread.calls.end(CALLS_END_S)
         if blocking:
             log.warning("left behind in threads (asyncio.to_thread), for they do not end: %s", counted(blocking))
