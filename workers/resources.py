@@ -84,13 +84,17 @@ class Resources:
             opened.set_exception(_failure(error))
 
     async def _enter(self, lifespan: Lifespan) -> None:
-        self.at_hand = name = f"{LIFESPAN} {name_of(lifespan)}"
+        self.at_hand = self._failed = name = f"{LIFESPAN} {name_of(lifespan)}"
         resource = asynccontextmanager(lifespan)()
         try:
             await resource.__aenter__()
-        except BaseException:
-            self._failed = name
-            raise
+        except asyncio.CancelledError:
+            lost = await self._unwind()
+            if lost is None:
+                raise
+            self._failed, error = lost  # one that had opened
+            raise error from None
+        self._failed = ""
         self._open.append((name, resource))
 
     async def _keep_open(self) -> None:
@@ -102,28 +106,34 @@ class Resources:
                     raise
                 await self._lose()
 
-    async def _leave_all(self) -> None:
-        while self._open:
-            name, error = await self._leave_last()
-            if error is not None:
-                _tell(name, error)
-
     async def _lose(self) -> None:
         """Close the lifespan that has failed, and before it those that were opened after it; the others stay open."""
         if self._when_lost is not None:
             self._when_lost()
-        who, error, task = "somebody has cancelled the app's resources", None, asyncio.current_task()
+        lost = await self._unwind()
+        if lost is None:
+            self.lost = asyncio.CancelledError("somebody has cancelled what holds the app's resources")
+            log.critical("%s: all are closed", self.lost)
+        else:
+            who, self.lost = lost
+            log.critical("%s failed while it was open: it is closed", who, exc_info=self.lost)
+
+    async def _unwind(self) -> tuple[str, BaseException] | None:
+        """This task is cancelled: close what is open, the last one first, until one takes that back, for then it was its own.
+
+        Returns which it was, and why; nothing where it was nobody's, and all are closed.
+        """
+        task = asyncio.current_task()
         while self._open and task is not None and task.cancelling():
-            who, error = await self._leave_last()
-            if error is not None and task.cancelling():
-                _tell(who, error)
-        # The last one has taken the cancelling back: it was its own.
-        self.lost = error or asyncio.CancelledError(who)
-        log.critical(
-            "%s, and with it what its handlers need",
-            f"{who} failed while it was open" if error else who,
-            exc_info=error,
-        )
+            name, error = await self._leave_last()
+            if not task.cancelling():
+                return name, error or asyncio.CancelledError(f"{name} has cancelled itself")
+            _tell(name, error)
+        return None
+
+    async def _leave_all(self) -> None:
+        while self._open:
+            _tell(*await self._leave_last())
 
     async def _leave_last(self) -> tuple[str, BaseException | None]:
         """Close one. Its own failure is returned: thrown into the outer ones it would keep them from closing."""
@@ -138,8 +148,9 @@ class Resources:
         return name, None
 
 
-def _tell(name: str, error: BaseException) -> None:
-    log.error("closing %s failed; going on with the others", name, exc_info=error)
+def _tell(name: str, error: BaseException | None) -> None:
+    if error is not None:
+        log.error("closing %s failed; going on with the others", name, exc_info=error)
 
 
 def _failure(error: BaseException) -> BaseException:

@@ -205,5 +205,99 @@ def test_a_lifespan_that_fails_while_it_is_open_ends_the_taking_and_no_lifespan_
     assert app.runtime.failed
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
     assert any("takes no more work" in line for line in said)
-    if fails_by == "a task of its group":
-        assert any("pool failed while it was open" in line for line in said)
+    assert any("pool failed while it was open" in line for line in said)
+
+
+def test_a_lifespan_that_fails_while_another_one_opens_fails_the_boot_by_its_name(app: App) -> None:
+    story: list[str] = []
+    opening = asyncio.Event()
+
+    async def fail() -> None:
+        await opening.wait()
+        raise ConnectionError("the pool is gone")
+
+    @app.lifespan
+    async def outer() -> AsyncIterator[None]:
+        yield
+        story.append("outer closed")
+
+    @app.lifespan
+    async def pool() -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+            yield
+
+    @app.lifespan
+    async def slow() -> AsyncIterator[None]:
+        opening.set()
+        await asyncio.Event().wait()
+        yield
+
+    worker = dramatiq.Worker(app.broker, worker_threads=1)
+    with pytest.raises(BootFailed, match=r"unhandled errors in a TaskGroup.*pool: mend it") as failed:
+        worker.start()
+
+    assert story == ["outer closed"]
+    assert isinstance(failed.value.__cause__, BootFailed)
+    assert isinstance(failed.value.__cause__.__cause__, ExceptionGroup)
+
+
+def test_a_lifespan_that_is_told_of_a_cancelled_future_fails_the_boot_itself(app: App) -> None:
+    @app.lifespan
+    async def outer() -> AsyncIterator[None]:
+        yield
+
+    @app.lifespan
+    async def inner() -> AsyncIterator[None]:
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer.cancel()
+        await answer
+        yield
+
+    worker = dramatiq.Worker(app.broker, worker_threads=1)
+    with pytest.raises(BootFailed, match=r"inner: mend it"):
+        worker.start()
+
+
+def test_lifespans_that_fail_one_after_the_other_are_closed_one_by_one(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    story: list[str] = []
+    fail = {name: threading.Event() for name in ("first", "third")}
+
+    async def wait_and_fail(name: str) -> None:
+        await asyncio.to_thread(fail[name].wait)
+        raise ConnectionError(name)
+
+    @app.lifespan
+    async def first() -> AsyncIterator[None]:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(wait_and_fail("first"))
+                yield
+        finally:
+            story.append("first closed")
+
+    @app.lifespan
+    async def second() -> AsyncIterator[None]:
+        yield
+        story.append("second closed")
+
+    @app.lifespan
+    async def third() -> AsyncIterator[None]:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(wait_and_fail("third"))
+                yield
+        finally:
+            story.append("third closed")
+
+    with working(app):
+        fail["third"].set()
+        wait_until(lambda: story == ["third closed"], "the inner one to be closed")
+        fail["first"].set()
+        wait_until(lambda: "first closed" in story, "the outer one to be closed")
+
+    assert story == ["third closed", "second closed", "first closed"]
+    said = [record.getMessage() for record in caplog.records if "failed while it was open" in record.getMessage()]
+    assert [line.partition(" failed")[0].rpartition(".")[2] for line in said] == ["third", "first"]
