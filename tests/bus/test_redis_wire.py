@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse, NoScriptError, OutOfMemoryError, ResponseError
 
+from bus.store.redis.lines import Lines
 from bus.store.redis.wire import Wire, pack
 
 
@@ -126,6 +127,33 @@ def test_a_late_answer_is_waited_for_asleep() -> None:
         busy_s = time.thread_time() - began
 
     assert busy_s < 0.1
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_who_asks_alone_looks_out_for_the_answer_and_beside_others_it_sleeps(
+    monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr("bus.store.redis.pipe.LOOK_S", 0.2)
+    monkeypatch.setattr("bus.store.redis.pipe.WARM_S", 1e9)
+    (near, far), (ours, silent) = socket.socketpair(), socket.socketpair()
+    ours.settimeout(0.3)
+    connections = [Connection(near)] * others + [Connection(ours)]
+    lines = Lines(iter(connections).__next__, most=4, patience_s=5)
+    with near, far, ours, silent:
+        asking = [threading.Thread(target=lines.ask, args=([("A",)],)) for _ in range(others)]
+        for thread in asking:
+            thread.start()
+            assert far.recv(100)  # it waits for its answer now
+        began = time.thread_time()
+        with pytest.raises(TimeoutError):
+            lines.ask([("B",)])
+        busy_s = time.thread_time() - began
+        far.sendall(b"$2\r\nhi\r\n")
+        for thread in asking:
+            thread.join(5)
+        lines.close()
+
+    assert (busy_s > 0.02) is (others == 0)
 
 
 @pytest.mark.parametrize(

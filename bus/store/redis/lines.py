@@ -64,9 +64,12 @@ class Lines:
             raise LostConnection("all connections are in use") from None
         try:
             closings = self._closings
+            alone = (
+                self._turns.qsize() == self._most - 1
+            )  # otherwise a look would keep another thread from its own work
             line, rested = self._take()
             try:
-                answers = self._rest(line, commands) if self._resting else line.ask(commands)
+                answers = self._rest(line, commands) if self._resting else line.ask(commands, look=alone)
             except LostConnection as lost:
                 if not rested or self._resting:
                     raise

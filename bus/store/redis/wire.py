@@ -73,14 +73,15 @@ class Wire:
         self._resting = resting
         self._said = hiredis.Reader(replyError=refusal, errors="replace")
 
-    def ask(self, commands: Sequence[Command]) -> list[Any]:
+    def ask(self, commands: Sequence[Command], *, look: bool = True) -> list[Any]:
         """Send commands in one write and return their answers; an error answer is returned, not raised.
 
-        Whatever cuts this short leaves answers unread, so it closes the connection.
+        ``look`` out for them before waiting, unless there is something else to do. Whatever cuts this short leaves answers
+        unread, so it closes the connection.
         """
         try:
             self._pipe.send(pack(commands))
-            if self._resting:
+            if self._resting or not look:
                 self._pipe.rest()
             return [self._answer() for _ in commands]
         except TimeoutError:
