@@ -74,7 +74,7 @@ def full_slots(world: World) -> Finding:
     world.wait(lambda: free <= world.journal.done(), "the other one to do what was fetched behind them", long_s)
     assert not long_ids & world.journal.done(), "while the long ones run"
 
-    world.drain(20)
+    world.drain(long_s + 10)
 
     runs = world.journal.runs()
     longest_s = max((run.ended_s or run.began_s) - run.began_s for run in runs)
