@@ -2,13 +2,14 @@
 
 Whoever says something leaves it here and goes on; nothing that becomes of it reaches a job. What was said within a window
 of 50 ms goes in one round trip (the first goes at once), and it is encoded here as well. Where nobody heard, nothing is
-taken in for a second; then the next thing that is said is tried, alone. So a worker that nobody listens to sends one small
-command a second while it works, and none while it idles.
+taken in for a second; then the next thing that is said is tried, alone, and what follows waits for what becomes of it: it is
+told as well, or dropped. So a worker that nobody listens to sends one small command a second while it works, and none while
+it idles, and who has listened for a second hears all of what happens then.
 
 ::
 
     resting ── said ──> telling ── heard by somebody ──> 50 ms, gathering ──> resting
-       ^                   └────── heard by nobody ────> deaf for 1 s ──> resting, and deaf again after one word
+       ^                   └────── heard by nobody ────> deaf for 1 s ──> resting, then one word is tried
 
 Live only: what cannot be told, or is said faster than it can be told (10,000 wait), is lost, and logged at DEBUG.
 """
@@ -63,7 +64,7 @@ class Teller:
         self._waiting: deque[_Said] = deque(maxlen=MOST_WAITING)
         self._lost = 0
         self._trying = False
-        """Whether the next thing that is said is to find out if somebody listens: one is enough for that."""
+        """Whether the next thing that is said is to find out if somebody listens: what follows waits for the answer."""
         self._said = threading.Event()
         self._ending = threading.Event()
 
@@ -92,8 +93,6 @@ class Teller:
         """Have something told, unless it is closed. Never blocks; from any thread."""
         if self._thread is None:
             return
-        if self._trying:
-            self._trying = self.listening = False
         self._lost += len(self._waiting) == MOST_WAITING
         self._waiting.append(_Said(kind, self.now_ms(), fields))
         if not self._said.is_set():
@@ -111,25 +110,29 @@ class Teller:
     # -- on its thread -------------------------------------------------------------------------------------------------
 
     def _work(self, said: threading.Event, ending: threading.Event) -> None:
-        while True:
+        over = False
+        while not over:
             said.wait()
             said.clear()
             over = ending.is_set()  # before it takes, so that what was said until the end is told
+            if not self._waiting:
+                continue
             heard = self._tell()
-            if over:
-                return
-            self._trying, self.listening = False, heard
+            self.listening = heard and not ending.is_set()
             ending.wait(WINDOW_S if heard else DEAF_S)
+            if not heard:
+                self._waiting.clear()  # what somebody was about to say when we went deaf: what became of it was not said
             self._trying, self.listening = not heard, not ending.is_set()
 
     def _tell(self) -> bool:
         """Tell what waits. Whether somebody may have heard it; if not, what was said meanwhile is dropped as well."""
-        left, heard = len(self._waiting), True
+        left, heard, most = len(self._waiting), True, 1 if self._trying else MOST
         while left and heard:
-            batch = [self._waiting.popleft() for _ in range(min(left, MOST))]
-            left -= len(batch)
+            batch = [self._waiting.popleft() for _ in range(min(left, most))]
+            left, most = left - len(batch), MOST
             heard = self._announce(batch)
         if not heard:
+            self.listening = False
             self._waiting.clear()
         lost, self._lost = self._lost, 0
         if lost:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import dramatiq
 import pytest
 from dramatiq.middleware import Middleware, SkipMessage
 
-from bus import Bus, BusUnavailable, Delivery, Event, SyncListener, codec
+from bus import Bus, BusUnavailable, Delivery, Event, Publication, SyncListener, codec
 from bus.store.base import Job, Route, Store, Take, Taken
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -452,34 +453,48 @@ def test_where_nobody_listens_next_to_nothing_is_sent(app: App, monkeypatch: pyt
 
 
 def test_to_find_out_whether_somebody_listens_one_word_is_enough(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or all that happens until the answer comes would be noted for nobody, each second anew."""
     monkeypatch.setattr(teller, "DEAF_S", 0.01)
-    said: list[int] = []
-    say, announce = app.runtime.teller.say, app.bus.store.announce
+    sent: list[int] = []
+    announce = app.bus.store.announce
 
-    def counted_say(*args: Any, **facts: Any) -> None:
-        said.append(1)
-        say(*args, **facts)
-
-    def slow_announce(*args: Any) -> Any:
+    def slow_announce(log: str, epoch: str, whispers: Any) -> Any:
+        sent.append(len(whispers))
         threading.Event().wait(0.05)
-        return announce(*args)
+        return announce(log, epoch, whispers)
 
     @app.on(Told)
     def handler(event: Told) -> None: ...
 
-    app.bus.store.announce = slow_announce  # type: ignore[assignment, method-assign]
-    monkeypatch.setattr(app.runtime.teller, "say", counted_say)
-    with counted(app.bus.store) as announced, working(app):
+    app.bus.store.announce = slow_announce  # type: ignore[method-assign]
+    with working(app):
         wait_until(lambda: not app.runtime.teller.listening, "the teller to notice that nobody listens")
-        said.clear()
+        sent.clear()
         for _ in range(300):
             app.bus.publish_sync(Told())
         app.broker.join("default", timeout=30_000)
-
-        assert len(announced) > 1, "nothing was tried"
-        assert len(said) <= 4 * len(announced), "more was said than one word a thread and try"
+        tried = list(sent)
     vars(app.bus.store).pop("announce", None)
+
+    assert tried, "nothing was tried"
+    assert set(tried) == {1}
+
+
+def test_who_listens_already_hears_all_of_what_happens_after_a_silence(app: App) -> None:
+    @app.on(Told)
+    def handler(event: Told) -> None: ...
+
+    with working(app):
+        wait_until(lambda: not app.runtime.teller.listening, "the teller to notice that nobody listens")
+        with app.bus.listen_sync("$worker:**") as listener:
+            wait_until(lambda: app.runtime.teller.listening, "the teller to be ready to try again")
+            app.bus.publish_many_sync([Publication(Told()) for _ in range(20)])
+            app.broker.join("default", timeout=30_000)
+            heard = Counter[str]()
+            while heard["$worker.succeeded"] < 20 and (item := listener.get(5)) is not None:
+                assert isinstance(item, Delivery)
+                heard[item.envelope.type] += 1
+
+    assert heard == {"$worker.started": 20, "$worker.succeeded": 20}
 
 
 def test_the_server_hears_of_it_about_once_a_second(server: Server, redis_url: str, namespace: str) -> None:
