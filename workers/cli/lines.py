@@ -53,7 +53,11 @@ class HumanLines:
 
     def gap(self, gap: Gap) -> str:
         """A hole that cannot be repaired."""
-        return self.painted((f"gap {gap.first}..{gap.last} {gap.reason}", "bold red"))
+        if gap.reason == "trimmed":
+            return self.painted((f"gap {gap.first}..{gap.last} trimmed", "bold red"))
+        return self.painted(
+            (f"gap from {gap.first} on ({gap.reason}): the log begins anew, for the server lost data", "bold red")
+        )
 
     def painted(self, *parts: tuple[str, str]) -> str:
         """Parts with their styles. Not as markup: brackets in an event are just brackets."""

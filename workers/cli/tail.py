@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import stat
+import sys
+from os import fstat
 from typing import Annotated
 
 import typer
@@ -16,6 +19,8 @@ from workers.cli.outcome import Failed
 from workers.cli.terminal import tell
 
 __all__ = ["tail"]
+
+GONE = "whoever read it has seen enough"
 
 
 def tail(
@@ -61,6 +66,9 @@ async def _follow(
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - asyncio.run made one
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    if stat.S_ISFIFO(fstat(sys.stdout.fileno()).st_mode):
+        # All that there is to be read from our end of a pipe: that whoever reads the other one has gone.
+        asyncio.get_running_loop().add_reader(sys.stdout.fileno(), task.cancel, GONE)
     listener = bus.listen(*patterns, after=after, log=log)  # complains about its arguments before the server is asked
     async with bus:
         if log is not None:
@@ -70,9 +78,18 @@ async def _follow(
             tell(f"listening to {' '.join(patterns)} in {whereto} (Ctrl-C ends)")
             try:
                 await _print_all(listener, lines, count)
-            finally:
-                if own_log(patterns) is None:  # what workers tell is not kept
-                    tell(f"to go on from here: --after {listener.position}")
+            except BrokenPipeError:
+                raise  # how much of it was read, nobody knows
+            except asyncio.CancelledError as end:
+                if end.args != (GONE,):
+                    _tell_position(patterns, listener)
+                raise
+            _tell_position(patterns, listener)
+
+
+def _tell_position(patterns: tuple[str, ...], listener: Listener) -> None:
+    if own_log(patterns) is None:  # what workers tell is not kept
+        tell(f"to go on from here: --after {listener.position}")
 
 
 async def _print_all(listener: Listener, lines: Lines, count: int | None) -> None:
