@@ -20,7 +20,7 @@ from dramatiq.errors import Retry
 from dramatiq.middleware import CurrentMessage, GroupCallbacks, Middleware, SkipMessage
 from dramatiq.results import Results
 
-from bus import Bus, Event, Publication
+from bus import Bus, BusUnavailable, Event, Publication
 from bus.store.base import Dead
 from tests.waiting import wait_until
 from tests.workers.conftest import Backends
@@ -445,6 +445,23 @@ def test_failures_are_judged_as_those_of_threads_are(app: App, bus: Bus) -> None
         app.broker.join("default", timeout=1000)
 
 
+def test_a_server_that_is_away_is_told_in_a_line_for_each_that_failed_by_it(
+    app: App, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.on(Asked, max_retries=0)
+    async def handler(event: Asked) -> None:
+        raise BusUnavailable("the server cannot be reached")
+
+    app.bind()
+    with working(app):
+        bus.publish_sync(Asked(n=1))
+        wait_until(lambda: bus.store.dead_count() == 1, "it to fail")
+
+    (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
+    assert record.getMessage().endswith("failed: the server cannot be reached")
+    assert record.exc_info is None
+
+
 class Refuses(Middleware):
     """Skips odd messages, and fails every third one for good."""
 
@@ -780,7 +797,7 @@ def test_a_handler_that_blocks_the_loop_is_named_once_while_it_does_and_once_aft
 
     assert len(during) == 1
     assert during[0].startswith("the-blocker blocks the event loop, for 0.")
-    assert "threading.py" in during[0]
+    assert re.search(r"test_async\.py:\d+ in handler$", during[0])
     assert told()[1].startswith("the event loop goes on, after ")
     assert told()[1].endswith("(the-blocker blocked it)")
 

@@ -23,6 +23,8 @@ __all__ = ["GATHER", "Books", "Doer", "Statement"]
 
 GATHER = 64
 """Settlements that go at once; fewer wait a moment for company."""
+MOST_JOBS = 5
+"""So many are named by their numbers in the log."""
 STUCK_S = 1.0
 """Where nothing is settled for so long, what was fetched ahead is handed back."""
 
@@ -275,12 +277,15 @@ class Books:
                     del self._held[settlement.job]
             if asked:
                 self.receive(answer)
-        for settlement, settled in zip(settlements, answer.settled, strict=True):
-            if settlement.job in self._uncertain:
-                self._uncertain.discard(settlement.job)  # sent again after a lost reply: refused if it had worked
-            elif not settled:
-                log.warning(
-                    "job %s was no longer ours to settle (%s): our lease had run out, so it runs again elsewhere",
-                    settlement.job,
-                    settlement.verdict,
-                )
+        refused = [
+            one.job
+            for one, settled in zip(settlements, answer.settled, strict=True)
+            if not settled and one.job not in self._uncertain  # sent again after a lost reply: refused if it had worked
+        ]
+        self._uncertain.difference_update(one.job for one in settlements)
+        if refused:
+            log.warning(
+                "%d no longer ours to settle: our lease had run out, so what the server still has of them runs again (jobs %s)",
+                len(refused),
+                ", ".join(refused[:MOST_JOBS]) + (", ..." if len(refused) > MOST_JOBS else ""),
+            )

@@ -23,6 +23,7 @@ from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import Shutdown, SkipMessage, TimeLimitExceeded
 from dramatiq.worker import has_results_middleware
 
+from bus import BusUnavailable
 from workers.broker.message import LaneMessage
 from workers.loop.limits import NO_LIMIT, Limits
 
@@ -133,6 +134,8 @@ class Performance:
             message.stuff_exception(error)
             if isinstance(self._reason, asyncio.CancelledError):
                 log.debug("%s was cancelled: %s", message, self._reason, exc_info=self._reason.__cause__)
+            elif isinstance(error, BusUnavailable):  # hundreds may fail at once by it, and where they were is no matter
+                log.error("%s failed: %s", message, error)
             elif not isinstance(error, Retry | RateLimitExceeded) and not self._expected(error):
                 log.error("%s failed", message, exc_info=error)
             broker.emit_after("process_message", message, exception=error)
