@@ -113,10 +113,10 @@ class Resources:
         lost = await self._unwind()
         if lost is None:
             self.lost = asyncio.CancelledError("somebody has cancelled what holds the app's resources")
-            log.critical("%s: all are closed", self.lost)
+            log.error("%s: all are closed, and the worker stops", self.lost)
         else:
             who, self.lost = lost
-            log.critical("%s failed while it was open: it is closed", who, exc_info=self.lost)
+            log.error("%s failed while it was open: it is closed, and the worker stops", who, exc_info=self.lost)
 
     async def _unwind(self) -> tuple[str, BaseException] | None:
         """This task is cancelled: close what is open, the last one first, until one takes that back, for then it was its own.

@@ -137,7 +137,7 @@ class Runtime:
         if broker.owns_process:
             os.kill(os.getpid(), signal.SIGTERM)  # to the main thread: this is the loop's
         else:
-            log.critical("a lifespan has failed: this worker takes no more work; stop it, and start it again")
+            log.error("a lifespan has failed: this worker takes no more work; stop it, and start it again")
 
     def _close_resources(self, timeout_s: float) -> None:
         resources, self._resources = self._resources, None

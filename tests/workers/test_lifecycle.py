@@ -586,7 +586,6 @@ def test_a_task_that_does_not_let_itself_be_cancelled_is_named(
     with working(app):
         pass
 
-    staying[0]._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - or asyncio tells of it in some later test
     (line,) = (record.getMessage() for record in caplog.records if "left behind" in record.getMessage())
     assert line.startswith("left behind on the event loop, for it does not let itself be cancelled: ")
     assert "test_lifecycle.py" in line

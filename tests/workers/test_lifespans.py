@@ -203,7 +203,7 @@ def test_a_lifespan_that_fails_while_it_is_open_ends_the_taking_and_no_lifespan_
     assert story == ["began", "inner closed", "pool closed", "ended", "outer closed"]
     assert bus.store.pending("default") == 1, "it went on taking"
     assert app.runtime.failed
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert any("takes no more work" in line for line in said)
     assert any("pool failed while it was open" in line for line in said)
 

@@ -153,6 +153,8 @@ class WorkerLoop:
         blocking = thread.calls.end(CALLS_END_S)
         if blocking:
             log.warning("left behind in threads (asyncio.to_thread), for they do not end: %s", counted(blocking))
+        for task in left:  # we tell of it, and asyncio need not when it is gone
+            task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
         thread.end()
         thread.join(SOON_S)
         return [place_of(frame) for task in left if task not in known for frame in task.get_stack(limit=1)]

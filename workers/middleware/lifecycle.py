@@ -102,6 +102,8 @@ class Lifecycle(Middleware):
             self._runtime.stop(broker)
             if watchdog is not None:
                 watchdog.all_done(EXIT_FAILURE if self._runtime.failed else 0)
+                if self._runtime.failed:
+                    raise SystemExit(EXIT_FAILURE)  # this hook is the last, and all is closed
 
 
 def _is_child_of_dramatiq() -> bool:
