@@ -172,11 +172,11 @@ class Reporter:
 
 
 def reasons_of(workers: list[dict[str, Any]]) -> list[str]:
-    """The reasons of several workers, as their master knows them: each has ``worker``, ``ready`` and ``health``."""
+    """The reasons of several workers, as their master knows them: each has ``worker``, ``booted`` and ``health``."""
     found: list[str] = []
     for one in workers:
         name = f"worker {one['worker']}"
-        if not one["ready"]:
+        if not one["booted"]:
             found.append(f"{name}: it is starting")
         elif one["health"] is None:
             found.append(f"{name}: it has told nothing for some seconds")

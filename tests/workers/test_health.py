@@ -172,10 +172,10 @@ def test_closing_waits_for_an_answer_under_way() -> None:
 
 
 def test_a_master_is_ready_when_all_of_its_workers_are() -> None:
-    well = {"worker": 1, "pid": 5, "ready": True, "health": []}
-    starting = {"worker": 2, "pid": 6, "ready": False, "health": None}
-    silent = {"worker": 3, "pid": 7, "ready": True, "health": None}
-    ill = {"worker": 4, "pid": 8, "ready": True, "health": ["the bus does not answer"]}
+    well = {"worker": 1, "pid": 5, "booted": True, "health": []}
+    starting = {"worker": 2, "pid": 6, "booted": False, "health": None}
+    silent = {"worker": 3, "pid": 7, "booted": True, "health": None}
+    ill = {"worker": 4, "pid": 8, "booted": True, "health": ["the bus does not answer"]}
 
     assert reasons_of([well]) == []
     assert reasons_of([well, starting, silent, ill]) == [

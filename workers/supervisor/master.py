@@ -72,7 +72,7 @@ class Supervisor:
             return
 
     def children(self) -> list[dict[str, Any]]:
-        """How each worker is doing: ``worker`` (its number), ``pid``, ``ready``, and ``health`` as it last told. Safe from any thread."""
+        """How each worker is doing: ``worker`` (its number), ``pid``, ``booted``, ``ready``, and ``health`` as it last told. Safe from any thread."""
         return [_told(slot.number, slot.child) for slot in self._slots]
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -321,11 +321,14 @@ class Supervisor:
 def _told(number: int, child: Child | None) -> dict[str, Any]:
     """What is known of a worker's health."""
     fresh = child is not None and time.monotonic() - child.told_at < STALE_S
+    health = child.facts.get("health") if child is not None and fresh else None
+    booted = child is not None and child.ready
     return {
         "worker": number,
         "pid": child.pid if child is not None else None,
-        "ready": child is not None and child.ready,
-        "health": child.facts.get("health") if child is not None and fresh else None,
+        "booted": booted,
+        "ready": booted and health == [],
+        "health": health,
     }
 
 
