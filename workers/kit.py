@@ -128,7 +128,7 @@ class Kit(Protocol):
     def assert_handled(
         self, handler: Callable[..., Any] | str, event: Happened | None = None, *, times: int | None = None
     ) -> Ran:
-        """That a handler has done an event (or any), at least once or exactly so many times. Returns the last attempt.
+        """That a handler has done an event (or any), at least once or exactly so many times (1 or more). Returns the last attempt.
 
         The ``AssertionError`` tells what the handler did instead, and what waits.
         """

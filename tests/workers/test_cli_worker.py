@@ -445,6 +445,8 @@ async def model():
         ("shop app", "", "write MODULE:APP"),
         ("nowhere:app", "", "there is no module 'nowhere' here"),
         ("shop.nowhere:app", "", "there is no module 'shop.nowhere' here"),
+        ("shop.py:app", "", "it is imported, so write shop without .py"),
+        ("shop.app", "from workers import App\nfrom bus import Bus\napp = App(Bus())", "did you mean 'shop:app'?"),
         ("shop:nope", "from workers import App\nfrom bus import Bus\nmine = App(Bus())", "did you mean 'shop:mine'?"),
         ("shop:app", "app = 1", "is a int, not a workers.App"),
         (

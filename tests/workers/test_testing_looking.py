@@ -160,3 +160,11 @@ async def test_a_recorder_that_waits_in_vain_tells_what_it_heard(callboard: Kit)
         "a second post was not heard within 0.05 s; heard on agent:** were 1, the last of them:",
         "  look.posted on agent:ada: Posted(agent_id='ada', text='hello')",
     ]
+
+
+def test_that_a_handler_has_not_run_is_not_asked_with_a_count(app: App) -> None:
+    @app.on(Posted)
+    def answer(event: Posted) -> None: ...
+
+    with pytest.raises(ValueError, match=r"callboard\.ran"):
+        app.testing.assert_handled(answer, times=0)

@@ -47,9 +47,13 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise AppNotFound(
-                f"there is no module {name!r} here: start in the folder that it is imported from"
-            ) from None
+            hint = "start in the folder that it is imported from"
+            parent, _, last = name.rpartition(".")
+            if last == "py":
+                hint = f"it is imported, so write {parent} without .py"
+            elif parent in sys.modules and hasattr(sys.modules[parent], last):
+                hint = f"did you mean {f'{parent}:{last}'!r}?"
+            raise AppNotFound(f"there is no module {name!r} here: {hint}") from None
         raise _failed(name, error) from error
     except (KeyboardInterrupt, StoppedEarly):
         raise

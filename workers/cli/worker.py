@@ -40,7 +40,12 @@ def worker(
         list[Path] | None,
         typer.Argument(metavar="DIR", help="With --watch: the folders to watch (else the current one)."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Handlers at once, a process.")] = 8,
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", metavar="N", min=1, help="Sync handlers at once, a process; async ones: App(concurrency=)."
+        ),
+    ] = 8,
     processes: Annotated[
         int,
         typer.Option("--processes", metavar="N", min=1, help="So many, under a master that starts again who dies."),

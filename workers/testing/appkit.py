@@ -219,6 +219,8 @@ class AppKit:
     def assert_handled(
         self, handler: Callable[..., Any] | str, event: Happened | None = None, *, times: int | None = None
     ) -> Ran:
+        if times is not None and times < 1:
+            raise ValueError(f"times is 1 or more, not {times}: what has not run is not in callboard.ran")
         name = name_of(handler, self._functions())
         attempts = [ran for ran in self.ran if ran.handler == name]
         done = [ran for ran in attempts if ran.outcome == "done" and means(event, ran)]

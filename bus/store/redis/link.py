@@ -56,7 +56,9 @@ def _options(url: str) -> dict[str, Any]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise InvalidSettings(f"the Redis URL cannot be read: its port must be a number; {_ENCODE_HINT}") from None
+        raise InvalidSettings(
+            f"the Redis URL cannot be read: its port must be a number from 0 to 65535, and {_ENCODE_HINT}"
+        ) from None
     if parts.fragment:
         raise InvalidSettings(f"the Redis URL has a '#' in it: {_ENCODE_HINT}")
     if parts.scheme not in ("redis", "rediss", "unix"):
@@ -130,6 +132,8 @@ def unavailable(link: Link, error: BaseException, *, writing: bool) -> BusUnavai
 def _explain(link: Link, error: BaseException) -> tuple[str, bool]:
     """One line for a person, and whether it is certain that nothing was written."""
     where = link.where
+    if _is(error, "Authentication required"):
+        return f"{where} wants a password: put it into the URL, as in redis://:PASSWORD@host:port/0", True
     if isinstance(error, errors.AuthenticationError | errors.AuthenticationWrongNumberOfArgsError):
         return f"{where} refused the user or password in the URL", True
     if isinstance(error, errors.NoPermissionError):
@@ -145,7 +149,7 @@ def _explain(link: Link, error: BaseException) -> tuple[str, bool]:
     if isinstance(error, errors.InvalidResponse) or _is(error, "Protocol Error"):
         return f"what listens at {where[20:]} does not speak the Redis protocol: check the port", True
     if _is(error, "DB index is out of range"):
-        return f"{where} has no database of the number in the URL", True
+        return f"{where} has no database of the number in the URL: most have 0 to 15", True
     if isinstance(error, errors.ResponseError) and "user_script:" in str(error):
         return f"{where} broke off one of our scripts: that is a defect of ours, please report it with its cause", False
     if isinstance(error, errors.ResponseError):
