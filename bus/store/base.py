@@ -40,6 +40,7 @@ from typing import Protocol
 from bus.position import Position
 from bus.store.facts import Facts
 from bus.store.jobs import (
+    ALONE,
     COMPANY,
     PRIORITIES,
     SUSPECT,
@@ -83,6 +84,7 @@ from bus.store.records import (
 )
 
 __all__ = [
+    "ALONE",
     "COMPANY",
     "CONFIRMED",
     "NO_LIMITS",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 __all__ = [
+    "ALONE",
     "COMPANY",
     "PRIORITIES",
     "SUSPECT",
@@ -92,6 +93,8 @@ One of them may kill its worker, and nobody knows which. So they are in smaller 
 before ``max_lost`` (five): then no innocent job ends as poison, and thousands that were in flight in a worker that was
 killed do not wait for one another.
 """
+ALONE = SUSPECT + len(COMPANY) - 1
+"""Leases that ran out under a job before it is taken alone."""
 
 
 class Settlement(NamedTuple):

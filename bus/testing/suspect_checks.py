@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from bus.store.base import COMPANY, SUSPECT, Store
+from bus.store.base import ALONE, COMPANY, Store
 from bus.testing.lease_checks import lose_lease
 from bus.testing.store_checks import NEVER, Worker, bodies, collected, enqueue, until
 
 __all__ = ["SUSPECT_CHECKS"]
-
-ALONE = SUSPECT + len(COMPANY) - 1
-"""Lost leases, from which on a job is taken alone."""
 
 
 def suspect(store: Store, body: bytes = b"suspect", *, key: str = "", handler: str = "h", queue: str = "q") -> None:

@@ -13,7 +13,7 @@ import dramatiq
 import pytest
 
 from bus import Bus, BusClosed, BusUnavailable, Event
-from bus.store.base import Take
+from bus.store.base import ALONE, Take
 from tests import leaks
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -376,6 +376,31 @@ def test_no_two_of_a_lane_run_at_once_when_one_outlasts_the_grace(app: App, bus:
         assert len(taken) == 1
     else:  # it cannot be interrupted, so nobody else gets it before its lease ends
         assert taken == []
+
+
+def test_a_job_that_is_alone_for_what_became_of_its_workers_is_named(
+    app: App, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    handled: list[int] = []
+
+    @app.on(Cue, name="handler")
+    def handler(event: Cue) -> None:
+        handled.append(event.n)
+
+    app.bind()
+    bus.publish_sync(Cue())
+    store = bus.store
+    for life in range(ALONE):
+        doomed = f"doomed-{life}"
+        (taken,) = store.exchange(doomed, (), [Take(1, "default", ("handler",), 1)]).taken
+        store.beat(doomed, 1, 1, (taken.job,), 99)
+        wait_until(lambda: store.beat("sweeper", 60_000, 0, (), 99).recovered, "its lease to run out")
+    with working(app):
+        wait_until(lambda: handled, "it to be handled")
+    store.leave("sweeper")
+
+    (line,) = (record.getMessage() for record in caplog.records if "have died with" in record.getMessage())
+    assert line.startswith(f"{ALONE} workers have died with job {taken.job} of handler (")
 
 
 # What a stop says of itself.

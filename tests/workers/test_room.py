@@ -10,9 +10,9 @@ import pytest
 from dramatiq.middleware import Middleware
 
 from bus import Bus, Event
+from bus.store.base import ALONE
 from bus.testing.lease_checks import lose_lease
 from bus.testing.store_checks import Worker
-from bus.testing.suspect_checks import ALONE
 from tests.waiting import wait_until
 from tests.workers.running import working
 from workers import App

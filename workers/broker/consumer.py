@@ -18,7 +18,7 @@ from dramatiq import Consumer, MessageProxy
 
 from bus import BusUnavailable
 from bus.clock import Clock
-from bus.store.base import Exchange, Settlement, Taken
+from bus.store.base import ALONE, Exchange, Settlement, Taken
 from workers.broker.books import GATHER
 from workers.broker.lease import Lease
 from workers.broker.message import UNDECODABLE, LaneMessage, open_job, undecodable
@@ -233,7 +233,7 @@ class LaneConsumer(Consumer):
     def _opened(self, one: Taken) -> LaneMessage | None:
         """A job as a message, or ``None`` for one that cannot be read: that goes to the dead letters."""
         try:
-            return open_job(one, self._broker.clock)
+            message = open_job(one, self._broker.clock)
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread and the other jobs go on
             # Ours say what is wrong and quote nothing; of a surprise only the kind is known to be safe to tell.
             why = str(error) if type(error) is ValueError else f"reading it raised {type(error).__name__}"
@@ -241,6 +241,9 @@ class LaneConsumer(Consumer):
             self._broker.bury_unread(one, UNDECODABLE)
             self._settle(undecodable(one, why, self._broker.clock.now_ms()))
             return None
+        if one.lost >= ALONE:
+            log.warning("%d workers have died with %s: it is tried once more, alone", one.lost, message)
+        return message
 
     def _wait_for_server(self, error: BusUnavailable) -> None:
         """Dramatiq would throw a consumer away that raises; what is in flight is safer in this one."""
