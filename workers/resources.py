@@ -34,6 +34,8 @@ class Resources:
         self._when_lost = when_lost
         self.at_hand = ""
         """What is being opened or closed, for people."""
+        self.unclean = False
+        """Whether one has failed when it was closed."""
         self.lost: BaseException | None = None
         """Why a lifespan is not open any more, though nobody has asked for that."""
         self._open: list[tuple[str, AbstractAsyncContextManager[None]]] = []
@@ -128,12 +130,12 @@ class Resources:
             name, error = await self._leave_last()
             if not task.cancelling():
                 return name, error or asyncio.CancelledError(f"{name} has cancelled itself")
-            _tell(name, error)
+            self._tell(name, error)
         return None
 
     async def _leave_all(self) -> None:
         while self._open:
-            _tell(*await self._leave_last())
+            self._tell(*await self._leave_last())
 
     async def _leave_last(self) -> tuple[str, BaseException | None]:
         """Close one. Its own failure is returned: thrown into the outer ones it would keep them from closing."""
@@ -147,10 +149,10 @@ class Resources:
             self.at_hand = "the bus"
         return name, None
 
-
-def _tell(name: str, error: BaseException | None) -> None:
-    if error is not None:
-        log.error("closing %s failed; going on with the others", name, exc_info=error)
+    def _tell(self, name: str, error: BaseException | None) -> None:
+        if error is not None:
+            self.unclean = True
+            log.error("closing %s failed; going on with the others", name, exc_info=error)
 
 
 def _failure(error: BaseException) -> BaseException:

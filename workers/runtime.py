@@ -58,6 +58,8 @@ class Runtime:
         self.stopping = False
         self.failed = False
         """Whether something of the app's own, its handlers apart, has not ended as it should: a lifespan, a task."""
+        self.when_lost: Callable[[], object] | None = None
+        """What ends this process where a lifespan has failed, if its command line knows better than by SIGTERM."""
         self._bus = bus
         self._lifespans = lifespans
         self._resources: Resources | None = None
@@ -95,6 +97,8 @@ class Runtime:
             raise BootFailed(f"the worker could not start: {_line(error)}{hint}") from cause
         self._working = True
         self.teller.say(WorkerBooted, boot_ms=_ms_since(began_at))
+        if self.failed:  # a lifespan is lost already
+            self.quiet(broker)
 
     def runs(self, worker: Worker) -> bool:
         """Whether it is this worker's: one that was refused must not stop the other."""
@@ -132,9 +136,13 @@ class Runtime:
 
     def _lose(self, broker: LaneBroker) -> None:
         """A lifespan has failed while it was open: what needs it must not go on taking work."""
-        self.failed = True
+        ends_already, self.failed = self.failed or self.stopping, True
         self.quiet(broker)
-        if broker.owns_process:
+        if ends_already:
+            return
+        if self.when_lost is not None:
+            self.when_lost()
+        elif broker.owns_process:
             os.kill(os.getpid(), signal.SIGTERM)  # to the main thread: this is the loop's
         else:
             log.error("a lifespan has failed: this worker takes no more work; stop it, and start it again")
@@ -148,6 +156,7 @@ class Runtime:
         except TimeoutError:
             self.failed = True
             log.warning("%s did not close in time and is left behind", resources.at_hand)
+        self.failed = self.failed or resources.unclean
 
     def _end_loop(self, timeout_s: float) -> None:
         left = self.loop.stop(timeout_s, self.stage.tasks())

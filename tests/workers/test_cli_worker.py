@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from bus import Bus
 from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, Program, callboard, error_of, program
+from workers.cli.stopping import SAME_SIGNAL_S
 from workers.leaving import AFTER_GRACE_S
 
 SECRET = "hunter2"
@@ -292,9 +294,14 @@ async def fail(event):
     write(tmp_path, SLOW + fails)
     with program(starting(COMMANDS[way], "shop:app"), tmp_path, folder=tmp_path, env=env) as worker:
         wait_until(lambda: is_bound(bus, 2), "the worker to be bound", 20)
-        bus.publish_sync({"type": "job", "n": 1, "s": 0.5})
+        bus.publish_sync({"type": "job", "n": 1, "s": 1.5})
         wait_until(lambda: ledger(env), "the work to begin", 20)
         bus.publish_sync({"type": "fail"})
+        if way == "callboard":  # a signal that comes then is the first one
+            worker.wait_for("failed while it was open")
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() - began > SAME_SIGNAL_S, "a signal to count as another")
+            worker.process.send_signal(signal.SIGTERM)
 
         code = worker.process.wait(20)
 

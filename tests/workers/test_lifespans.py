@@ -120,6 +120,7 @@ def test_a_resource_that_fails_on_the_way_out_does_not_keep_the_others_open(app:
         pass
 
     assert story == ["closed"]
+    assert app.runtime.failed
 
 
 def test_a_resource_that_does_not_close_is_named(
@@ -301,3 +302,29 @@ def test_lifespans_that_fail_one_after_the_other_are_closed_one_by_one(
     assert story == ["third closed", "second closed", "first closed"]
     said = [record.getMessage() for record in caplog.records if "failed while it was open" in record.getMessage()]
     assert [line.partition(" failed")[0].rpartition(".")[2] for line in said] == ["third", "first"]
+
+
+def test_an_embedded_worker_whose_lifespan_fails_at_once_takes_nothing(app: App, bus: Bus) -> None:
+    handled: list[int] = []
+
+    async def fail() -> None:
+        raise ConnectionError("at once")
+
+    @app.lifespan
+    async def pool() -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+            yield
+
+    @app.on(Cue)
+    def handler(event: Cue) -> None:
+        handled.append(event.n)
+
+    app.bind()
+    with working(app):
+        wait_until(lambda: app.runtime.failed, "it to fail")
+        bus.publish_sync(Cue())
+        assert app.broker.lease.quiet
+
+    assert handled == []
+    assert bus.store.pending("default") == 1

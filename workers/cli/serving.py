@@ -49,7 +49,8 @@ def serve(wishes: Wishes, tether: Tether | None) -> None:
             stop.heed()
             endpoint = _endpoint(wishes, stack) if tether is None else None
             exit_code = _work(wishes, stop, tether, endpoint)
-        except StoppedEarly:
+        except StoppedEarly as early:
+            exit_code = early.exit_code
             log.info("stopped while starting")
     if stop.over(exit_code):
         guard.close()
@@ -65,6 +66,7 @@ def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint 
     _check(app, wishes.queues)
     health = _health_of(app, wishes.queues) if wishes.health is not None else None
     app.broker.owns_process = True
+    app.runtime.when_lost = stop.from_within
     app.broker.must_succeed = frozenset({"process_boot", "worker_boot"})
     running = Worker(app.broker, queues=set(wishes.queues) or None, worker_threads=wishes.threads)
     try:
@@ -72,9 +74,10 @@ def _work(wishes: Wishes, stop: Stop, tether: Tether | None, endpoint: Endpoint 
         app.broker.emit_after("process_boot")
         running.start()
         stop.booted()
-    except StoppedEarly:
+    except StoppedEarly as early:
         # It may have come when threads were at work already, before this one could say so.
         _end(app, running, wishes.grace_s)
+        early.exit_code = FAILURE if app.runtime.failed else 0
         raise
     except BaseException as error:  # of a hook or a resource of the app's own: its sys.exit(0), say
         if isinstance(error, SystemExit) and error.code in (USAGE, EXIT_BOOT):

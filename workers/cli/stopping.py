@@ -25,6 +25,8 @@ ALL = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class StoppedEarly(BaseException):
     """A signal came before there was anything to drain; it unwinds the boot from wherever that is."""
 
+    exit_code = 0
+
 
 class Stop:
     """Made on the main thread; signals wait until ``heed``.
@@ -101,10 +103,15 @@ class Stop:
         self.again = True
         self._ask()
 
+    def from_within(self) -> None:
+        """Stop as by a signal, but one is still the first that comes. From any thread; a boot comes to its end before."""
+        if not self._asked.is_set():
+            self._watchdog = Watchdog(self._grace_s + AFTER_GRACE_S)
+            self._asked.set()
+
     def _ask(self) -> None:
         if self._asked.is_set():
             return
-        self._watchdog = Watchdog(self._grace_s + AFTER_GRACE_S)
-        self._asked.set()
+        self.from_within()
         if not self._booted:
             raise StoppedEarly

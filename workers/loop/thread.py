@@ -144,7 +144,7 @@ class WorkerLoop:
         if get_event_loop_thread() is thread:
             before, self._before = self._before, None
             set_event_loop_thread(before if before is not None and before.is_alive() else None)
-        cancelling = asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), thread.loop)
+        cancelling = asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s, known), thread.loop)
         try:
             left = cancelling.result(timeout_s + SOON_S)
         except TimeoutError:
@@ -157,7 +157,7 @@ class WorkerLoop:
             task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
         thread.end()
         thread.join(SOON_S)
-        return [place_of(frame) for task in left if task not in known for frame in task.get_stack(limit=1)]
+        return [place_of(frame) for task in left.difference(known) for frame in task.get_stack(limit=1)]
 
     def _running(self) -> _LoopThread:
         if self._thread is None:
@@ -165,12 +165,14 @@ class WorkerLoop:
         return self._thread
 
 
-async def _cancel_all(timeout_s: float) -> set[asyncio.Task[Any]]:
-    """Returns what does not end in that time."""
+async def _cancel_all(timeout_s: float, known: Collection[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+    """Returns what does not end in that time. For those ``known`` not to end nobody waits again."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
-    left = (await asyncio.wait(tasks, timeout=timeout_s))[1] if tasks else set[asyncio.Task[Any]]()
+    if unknown := tasks.difference(known):
+        await asyncio.wait(unknown, timeout=timeout_s)
+    left = {task for task in tasks if not task.done()}
     with suppress(TimeoutError):
         async with asyncio.timeout(SOON_S):
             await asyncio.get_running_loop().shutdown_asyncgens()
