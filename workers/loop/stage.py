@@ -28,7 +28,7 @@ from workers.whereabouts import counted
 
 __all__ = ["Stage"]
 
-END_S = 2.0
+END_S = 1.0
 
 log = logging.getLogger("callboard.workers")
 
