@@ -466,17 +466,17 @@ def test_to_find_out_whether_somebody_listens_one_word_is_enough(app: App, monke
     def handler(event: Told) -> None: ...
 
     app.bus.store.announce = slow_announce  # type: ignore[method-assign]
+
+    def tried() -> bool:
+        app.bus.publish_sync(Told())
+        return len(sent) > 2  # the first ones were said before it was known that nobody listens
+
     with working(app):
-        wait_until(lambda: not app.runtime.teller.listening, "the teller to notice that nobody listens")
-        sent.clear()
-        for _ in range(300):
-            app.bus.publish_sync(Told())
+        wait_until(tried, "the teller to try")
         app.broker.join("default", timeout=30_000)
-        tried = list(sent)
     vars(app.bus.store).pop("announce", None)
 
-    assert tried, "nothing was tried"
-    assert set(tried) == {1}
+    assert set(sent[1:]) == {1}
 
 
 def test_who_listens_already_hears_all_of_what_happens_after_a_silence(app: App) -> None:
