@@ -562,6 +562,31 @@ def test_what_blocks_in_a_thread_is_named_and_left_behind(app: App, bus: Bus, ca
     assert line.endswith("test_what_blocks_in_a_thread_is_named_and_left_behind.fetch 1")
 
 
+def test_nobody_waits_once_more_for_a_handler_that_does_not_let_itself_be_cancelled(
+    app: App, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.runtime.CANCEL_S", 0.1)
+    monkeypatch.setattr("workers.runtime.STOP_S", 60)
+    begun = threading.Event()
+
+    @app.on(Cue, name="resists")
+    async def resists(event: Cue) -> None:
+        begun.set()
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    bus.publish_sync(Cue())
+    assert begun.wait(5)
+    began_at = time.monotonic()
+    worker.stop(timeout=50)
+
+    assert time.monotonic() - began_at < 30
+    assert not app.runtime.failed  # its event runs again elsewhere
+
+
 def test_where_the_loop_is_blocked_is_told_beside_those_that_cannot_end_for_it(
     app: App, bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
