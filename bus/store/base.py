@@ -42,6 +42,7 @@ from bus.store.facts import Facts
 from bus.store.jobs import (
     ALONE,
     COMPANY,
+    PATIENCE_MS,
     PRIORITIES,
     SUSPECT,
     Beat,
@@ -88,6 +89,7 @@ __all__ = [
     "COMPANY",
     "CONFIRMED",
     "NO_LIMITS",
+    "PATIENCE_MS",
     "PRIORITIES",
     "QUIET",
     "SUSPECT",
@@ -239,7 +241,7 @@ class Store(Protocol):
         a time than :data:`~bus.store.jobs.COMPANY` says, beside fresh work, and never such that lost more leases beside such
         that lost fewer. One that must be alone goes to a worker that holds nothing, which is handed nothing more until it
         has settled it; where no worker is free for it, the next that asks is *set apart*: it is handed nothing until it
-        holds nothing. Suspects and fresh work take turns.
+        holds nothing, or until :data:`~bus.store.jobs.PATIENCE_MS` is over. Suspects and fresh work take turns.
         """
 
     def beat(

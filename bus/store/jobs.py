@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 __all__ = [
     "ALONE",
     "COMPANY",
+    "PATIENCE_MS",
     "PRIORITIES",
     "SUSPECT",
     "Beat",
@@ -51,7 +52,9 @@ class Job(NamedTuple):
 class Take(NamedTuple):
     """A wish for at most ``limit`` jobs of these handlers on this queue, under this ticket (higher at each take).
 
-    ``most`` says how many of each handler at the most, in their order; nothing there means ``limit`` for each.
+    ``most`` says how many of each handler at the most, in their order; nothing there means ``limit`` for each. ``idle``:
+    nothing is in the worker's hands by its own books. They may know of work that goes on though the store struck it out
+    (its queue was dropped, its lease ran out), and only where neither knows of any a suspect is handed out to be alone.
     """
 
     ticket: int
@@ -59,6 +62,7 @@ class Take(NamedTuple):
     handlers: tuple[str, ...]
     limit: int
     most: tuple[int, ...] = ()
+    idle: bool = True
 
 
 class Taken(NamedTuple):
@@ -95,6 +99,12 @@ killed do not wait for one another.
 """
 ALONE = SUSPECT + len(COMPANY) - 1
 """Leases that ran out under a job before it is taken alone."""
+PATIENCE_MS = 60_000
+"""How long a worker is set apart to make room for such a job, at first.
+
+If it is in vain, for something there does not end, it is another worker's turn; it works on for as long, and then it may be
+set apart again, each time for twice as long: no handler takes too long to be waited for, and none stops a worker for good.
+"""
 
 
 class Settlement(NamedTuple):

@@ -162,6 +162,35 @@ def check_nobody_stays_apart_who_holds_nothing(store: Store) -> None:
         other.drain()
 
 
+def check_who_works_on_what_was_struck_out_is_not_alone(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"dropped", queue="q2")
+    dropped = worker.take_one(queue="q2")
+    suspect(store)
+    store.flush("q2")
+
+    for _ in range(2):
+        busy = store.exchange(worker.name, (), [worker.wish()._replace(idle=False)])
+        assert (busy.taken, busy.apart) == ([], "q|h"), f"beside what is in no books but its own it got {busy}"
+        worker.beat([dropped])
+    idle = Worker(store, "idle")
+    asleep = store.exchange(idle.name, (), [idle.wish()._replace(idle=False)])
+    assert (asleep.taken, asleep.apart) == ([], ""), f"two make room for one: {asleep}"
+    done = worker.settle_and_take(dropped)
+    assert (done.settled, bodies(done.taken), done.apart) == ([False], [b"suspect"], "q|h"), f"when it was done: {done}"
+
+
+def check_a_worker_that_did_not_know_that_it_would_be_idle_is_handed_a_suspect_when_it_says_so(store: Store) -> None:
+    worker = Worker(store)
+    suspect(store)
+
+    asleep = store.exchange(worker.name, (), [worker.wish()._replace(idle=False)])
+    awake = store.exchange(worker.name, (), [worker.wish()])
+
+    assert (asleep.taken, asleep.apart) == ([], "q|h"), f"who may hold something by then was handed {asleep}"
+    assert (bodies(awake.taken), awake.apart) == ([b"suspect"], "q|h"), f"an idle worker got {awake}"
+
+
 def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
     one, two = Worker(store), Worker(store, "w2")
     enqueue(store, b"1", b"2")

@@ -9,8 +9,8 @@ A model that knows nothing of lists, sets and scripts says after each step what 
 * turns: while a job stands ready, of its route (queue, handler, priority) only those are handed out before it that
   stood ready when it became so, each once, and those that have been put back to the head since;
 * lost leases are counted under each job: two, and of its like (those that lost as many) a worker has a few at a time, fewer
-  at each loss, and none that lost more or fewer; the last time it is all alone; one too many, and it is a dead letter.
-  Such jobs and fresh work take turns;
+  at each loss, and none that lost more or fewer; the last time it is all alone, by the worker's own books too; one too
+  many, and it is a dead letter. Such jobs and fresh work take turns, and nobody makes room for one for ever;
 * where work is ready, somebody is rung for it.
 
 Time moves by hours, in leaps: the clock of memory travels, and on Redis the scores of what waits for a time are moved
@@ -59,6 +59,9 @@ KEYS = ("", "a", "b", "c|1")
 MAX_LOST = 5
 COMPANY: Company = (3, 2, 1)
 """How many suspects may be lost together."""
+
+PATIENCE_MS = 90 * 60_000
+"""How long a worker makes room for one at first."""
 
 SECOND_MS = 1_000
 """Between any two leases, lest their order depend on whether the clock of a real server moved on."""
@@ -123,6 +126,23 @@ class Turn:
     before: set[Turn] = field(default_factory=set)
 
 
+class Apart(NamedTuple):
+    """Why a worker is handed nothing: it works on a suspect alone, or makes room for one, patiently so long."""
+
+    queue: str
+    handler: str
+    works: bool
+    since_ms: int
+    patience_ms: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.queue}|{self.handler}"
+
+    def stands(self, now_ms: int, times: int = 1) -> bool:
+        return now_ms < self.since_ms + times * self.patience_ms
+
+
 class Due(NamedTuple):
     at_ms: int
     piece: Piece
@@ -142,8 +162,7 @@ class Model:
         """What each worker holds as the store must see it, with the ticket, in the order of the takes."""
         self.leases: dict[str, int] = {}
         self.stopping: set[str] = set()
-        self.apart: dict[str, tuple[str, str, bool]] = {}
-        """For which queue and handler a worker is set apart, and whether it works on suspects already."""
+        self.apart: dict[str, Apart] = {}
         self.fresh_next: set[tuple[str, str]] = set()
         """Where a group of suspects was handed out, and others wait: fresh work has its turn."""
         self.paused: set[str] = set()
@@ -204,21 +223,25 @@ class Model:
         return [turn for turn in self.ready.values() if turn.piece.queue == take.queue and turn.piece.handler in names]
 
     def take(self, worker: str, take: Take, taken: Sequence[Taken]) -> str:
-        """Hold the answer to a take against all that it must be. Returns for which queue the worker is apart."""
+        """Hold the answer to a take against all that it must be. Returns for which handler the worker is apart."""
         there = self.eligible(take)
         free = [turn for turn in there if not turn.piece.suspect]
         if take.limit == 0 or not take.handlers:
             assert not taken, f"nothing was asked for, and {taken} came"
             return ""
+        if take.idle:
+            self.rejoin(worker)
         if worker in self.apart:
-            queue, handler, works = self.apart[worker]
-            if works or any((one.queue, one.handler, one.company) == (queue, handler, 1) for one in self.running()):
+            apart = self.apart[worker]
+            lonely = [one for one in self.running() if one.suspect and one.company == 1]
+            if not apart.works and apart.name not in {f"{one.queue}|{one.handler}" for one in lonely}:
+                del self.apart[worker]  # another one took it, or it cannot be taken now
+            if self.stands_apart(worker):
                 assert not taken, f"{worker} is set apart, and was handed {taken}"
-                return f"{queue}|{handler}"
-            del self.apart[worker]  # another one took it, or it cannot be taken now
+                return apart.name
         came = list(taken)
         suspects = self._take_suspects(worker, take, came, fresh=bool(free))
-        if worker not in self.apart:
+        if not self.stands_apart(worker):
             room = take.limit - suspects
             assert len(came) == min(room, len(free)), f"of {len(free)} ready, {room} places left: {taken}"
             for one in came:
@@ -228,13 +251,17 @@ class Model:
                 turned = {one for one in self.fresh_next if one[0] == take.queue}
                 self.fresh_next -= turned
                 self.bells |= {f"{queue}|{handler}" for queue, handler in turned}
-        assert worker not in self.apart or not came, f"{worker} is set apart, and was handed {taken}"
-        if taken:
+        assert not (self.stands_apart(worker) and came), f"{worker} is set apart, and was handed {taken}"
+        if taken or self.stands_apart(worker):
             self.leases.setdefault(worker, self.now_ms + LEASE_MS)
-        if len(taken) == take.limit or worker in self.apart:
+        if len(taken) == take.limit or self.stands_apart(worker):
             # Suspects for which it is set apart are not told on: it comes itself, or the next sweep tells.
             self.bells |= {f"{take.queue}|{turn.piece.handler}" for turn in free if turn.piece in self.ready}
-        return "|".join(self.apart[worker][:2]) if worker in self.apart else ""
+        return self.apart[worker].name if self.stands_apart(worker) else ""
+
+    def stands_apart(self, worker: str) -> bool:
+        apart = self.apart.get(worker)
+        return apart is not None and (apart.works or apart.stands(self.now_ms))
 
     def _take_suspects(self, worker: str, take: Take, came: list[Taken], *, fresh: bool) -> int:
         """Take from the front of what came the suspects that must be there. Returns how many."""
@@ -242,11 +269,16 @@ class Model:
         for handler in take.handlers:
             mine = [turn for turn in self.eligible(take) if turn.piece.handler == handler and turn.piece.suspect]
             room = take.limit - (before - len(came))
-            if not mine or not room or worker in self.apart or (fresh and (take.queue, handler) in self.fresh_next):
+            if (
+                not mine
+                or not room
+                or self.stands_apart(worker)
+                or (fresh and (take.queue, handler) in self.fresh_next)
+            ):
                 continue
             row, n = self._few(worker, mine, room)
             if not n:
-                row, n = self._alone(worker, take.queue, handler, mine)
+                row, n = self._alone(worker, take, handler, mine)
             assert len(came) >= n, f"{n} suspects of {handler} should have come"
             for _ in range(n):
                 self._fly(worker, came.pop(0), row)
@@ -255,7 +287,7 @@ class Model:
                 self.bells.add(f"{take.queue}|{handler}")
             elif n:
                 self.fresh_next.discard((take.queue, handler))
-        if worker in self.apart and self.apart[worker][2]:
+        if worker in self.apart and self.apart[worker].works:
             left = [turn.piece for turn in self.eligible(take) if turn.piece.suspect]
             self.bells |= {f"{piece.queue}|{piece.handler}" for piece in left}
         return before - len(came)
@@ -270,12 +302,15 @@ class Model:
                 return row, n
         return [], 0
 
-    def _alone(self, worker: str, queue: str, handler: str, mine: Sequence[Turn]) -> tuple[list[Turn], int]:
+    def _alone(self, worker: str, take: Take, handler: str, mine: Sequence[Turn]) -> tuple[list[Turn], int]:
         """The same of those that must be alone; the worker is set apart for one, if it may be."""
-        row, works = [turn for turn in mine if turn.piece.company == 1], not self.books[worker]
-        if not row or not (works or not self.apart):
+        row, works = [turn for turn in mine if turn.piece.company == 1], take.idle and not self.books[worker]
+        own = self.apart.get(worker)
+        somebody = any(apart.stands(self.now_ms) for one, apart in self.apart.items() if one != worker)
+        if not row or not (works or not (somebody or (own and own.stands(self.now_ms, 2)))):
             return [], 0
-        self.apart[worker] = (queue, handler, works)
+        patience_ms = 2 * own.patience_ms if own and not works else PATIENCE_MS
+        self.apart[worker] = Apart(take.queue, handler, works, self.now_ms, patience_ms)
         return row, int(works)
 
     def running(self) -> list[Piece]:
@@ -360,6 +395,8 @@ class Model:
         books = self.books[worker]
         strays = [piece for piece, ticket in books.items() if ticket <= received and piece.number not in held]
         self._hand_back(worker, strays)
+        if not held:
+            self.rejoin(worker)
         forgotten = worker not in self.leases
         self.leases[worker] = self.now_ms + lease_ms
         buried_before = {piece.number for piece in self.letters()}
@@ -404,13 +441,16 @@ class Model:
             else:
                 self._hand_back(worker, [piece])
         del self.books[worker]
+        self.apart.pop(worker, None)
         self.leases.pop(worker, None)
         self.stopping.discard(worker)
         return len(pieces)
 
-    def rejoin(self) -> None:
+    def rejoin(self, *workers: str) -> None:
         """Whoever was set apart and holds nothing any more is so no longer."""
-        self.apart = {worker: apart for worker, apart in self.apart.items() if self.books.get(worker)}
+        for worker in workers:
+            if not self.books.get(worker):
+                self.apart.pop(worker, None)
 
     # dead letters, clearing, looking
 
@@ -629,9 +669,18 @@ class Queueing(RuleBasedStateMachine):
         self._exchange(player, [self._end(one, verdict, 0) for one in player.hands], [wish])
 
     @precondition(lambda self: any(piece.suspect for piece in self.model.ready))
-    @rule(pick=picks, limit=st.sampled_from([1, 3]), idle=places, flush=st.sampled_from([False, False, True]))
-    def all_ask_beside_suspects(self, pick: int, limit: int, idle: int, flush: bool) -> None:  # noqa: FBT001 - at times
-        """For what a suspect's queue has, twice; all but one after holding something else, if that can be had."""
+    @rule(
+        pick=picks,
+        limit=st.sampled_from([1, 3]),
+        idle=places,
+        flush=st.sampled_from([False, False, True]),
+        leaps=st.lists(st.just(1), max_size=6),
+    )
+    def all_ask_beside_suspects(self, pick: int, limit: int, idle: int, flush: bool, leaps: list[int]) -> None:  # noqa: FBT001 - at times
+        """For what a suspect's queue has, twice; all but one after holding something else, if that can be had.
+
+        Then once more after a while, again and again: who makes room in vain does not stand apart for ever.
+        """
         suspects = [piece for piece in self.model.ready if piece.suspect]
         piece = suspects[pick % len(suspects)]
         others = tuple(handler for handler in HANDLERS if handler != piece.handler)
@@ -642,6 +691,12 @@ class Queueing(RuleBasedStateMachine):
         self.listen()
         if flush:
             self._flush(piece.queue)
+            for player in self.players:
+                self._exchange(player, [], [(piece.queue, HANDLERS, limit)])
+        for hours in leaps:
+            for player in self.players:
+                self._beat(player, player.tickets, LONG_LEASE_MS)
+            self._travel(hours * HOUR_MS)
             for player in self.players:
                 self._exchange(player, [], [(piece.queue, HANDLERS, limit)])
         player = self.players[idle]
@@ -686,14 +741,17 @@ class Queueing(RuleBasedStateMachine):
     def _exchange(
         self, player: Player, settlements: list[Settlement], some: Sequence[Wish], *, answered: bool = True
     ) -> Exchange:
-        takes = [Take(player.ticket(), *wish) for wish in some]
+        over = {(each.job, each.ticket) for each in settlements}
+        player.hands = [one for one in player.hands if (one.job, one.ticket) not in over]
+        takes = [Take(player.ticket(), *wish, idle=not player.hands) for wish in some]
         self._travel(SECOND_MS)
 
         answer = self.store.exchange(player.name, settlements, takes)
 
         expected = [self.model.settle(player.name, settlement) for settlement in settlements]
         assert answer.settled == expected, f"{player.name} settled {settlements}"
-        self.model.rejoin()
+        if settlements:
+            self.model.rejoin(player.name)
         came: defaultdict[int, list[Taken]] = defaultdict(list)
         for one in answer.taken:
             came[one.ticket].append(one)
@@ -701,8 +759,6 @@ class Queueing(RuleBasedStateMachine):
         assert not came, f"nobody asked for {came}"
         assert answer.apart == next(filter(None, aparts), "")
         self.answers += [(player.name, settlement) for settlement in settlements]
-        over = {(each.job, each.ticket) for each in settlements}
-        player.hands = [one for one in player.hands if (one.job, one.ticket) not in over]
         if answered:
             player.hands += answer.taken
         else:
@@ -730,7 +786,6 @@ class Queueing(RuleBasedStateMachine):
         found = self.store.beat(player.name, lease_ms, received, held, MAX_LOST, stopping=stopping)
 
         expected = self.model.beat(player.name, lease_ms, received, held, stopping=stopping)
-        self.model.rejoin()
         found = found._replace(buried=sorted(found.buried))  # between two workers' jobs there is no order
         assert found[1:] == expected[1:], f"a beat of {player.name} found {found}, and {expected} was to be found"
         assert (found.next_due_ms is None) == (expected.next_due_ms is None)
@@ -799,7 +854,6 @@ class Queueing(RuleBasedStateMachine):
 
         assert self.store.leave(player.name) == self.model.leave(player.name)
 
-        self.model.rejoin()
         self.answers += [(player.name, Settlement(one.job, one.ticket, "ack")) for one in player.hands]
         player.hands.clear()
 
@@ -866,7 +920,7 @@ class Queueing(RuleBasedStateMachine):
 
     def _flush(self, queue: str) -> None:
         assert self.store.flush(queue) == self.model.flush(queue)
-        self.model.rejoin()
+        self.model.rejoin(*self.model.apart)
 
     @rule()
     def listen(self) -> None:
@@ -944,7 +998,7 @@ class Queueing(RuleBasedStateMachine):
 class MemoryWorld:
     def __init__(self) -> None:
         self._clock = Clock()
-        self.store: Store = MemoryStore(self._clock, lease_ms=LEASE_MS, company=COMPANY)
+        self.store: Store = MemoryStore(self._clock, lease_ms=LEASE_MS, company=COMPANY, patience_ms=PATIENCE_MS)
 
     def travel(self, ms: int) -> None:
         self._clock.travel(ms)
@@ -954,16 +1008,22 @@ class MemoryWorld:
 
 
 class RedisWorld:
-    """Times stand in sorted sets: moved back, they are nearer.
+    """Times stand in sorted sets, and in the entries of those who stand apart: moved back, they are nearer.
 
     Somebody has beaten just now, always: a machine that stalls the test for some seconds must not look like a server that
     was away, which the first beat after it does not hold against anybody.
     """
 
     SHIFT = """
-    for at = 2, #KEYS do
+    for at = 3, #KEYS do
       local key = KEYS[at]
       for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -ARGV[1], member) end
+    end
+    local aparts = redis.call('HGETALL', KEYS[2])
+    for at = 1, #aparts, 2 do
+      local since = string.match(aparts[at + 1], '|(%d+)|%d+$')
+      local moved = string.gsub(aparts[at + 1], '|%d+|', '|' .. string.format('%d', since - ARGV[1]) .. '|', 1)
+      redis.call('HSET', KEYS[2], aparts[at], moved)
     end
     local t = redis.call('TIME')
     if redis.call('HEXISTS', KEYS[1], 'b') == 1 then redis.call('HSET', KEYS[1], 'b', t[1] * 1000 + math.floor(t[2] / 1000)) end"""
@@ -984,13 +1044,14 @@ class RedisWorld:
     )
 
     def __init__(self, url: str, namespace: str, client: Any) -> None:
-        store = RedisStore(url, namespace, lease_ms=LEASE_MS, company=COMPANY)
+        store = RedisStore(url, namespace, lease_ms=LEASE_MS, company=COMPANY, patience_ms=PATIENCE_MS)
         self.store: Store = store
         self._client = client
         self._prefix = store.prefix
 
     def travel(self, ms: int) -> None:
-        self._client.eval(self.SHIFT, 4, *(self._prefix + name for name in ("meta", "workers", "due", "dead")), ms)
+        names = ("meta", "apart", "workers", "due", "dead")
+        self._client.eval(self.SHIFT, len(names), *(self._prefix + name for name in names), ms)
 
     def leftovers(self) -> list[str]:
         """Keys that should have gone with the last job."""

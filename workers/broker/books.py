@@ -74,6 +74,7 @@ class Books:
         self._held: dict[str, _Holding] = {}
         self._open: dict[str, _Holding] = {}  # of those, what is not settled yet
         self._at_work: dict[Doer, str] = {}
+        self._astray: dict[Doer, tuple[str, _Holding]] = {}  # who works on what is ours anew, or not ours any more
         self._uncertain: set[str] = set()
         self._tickets = 0
         self._open_tickets: set[int] = set()
@@ -86,6 +87,7 @@ class Books:
     def begin(self, job: str, ticket: int, doer: Doer) -> bool:
         """Note who is about to run a job's handler; ``False`` where it was handed back meanwhile."""
         with self.changed:
+            self._end_astray(doer)
             left = self._at_work.get(doer)
             if left is not None:
                 self._abandon(left)
@@ -112,6 +114,9 @@ class Books:
         for doer, job in list(self._at_work.items()):
             if not doer.is_alive():
                 self._abandon(job)
+        for doer in list(self._astray):
+            if not doer.is_alive():
+                self._end_astray(doer)
 
     def _abandon(self, job: str) -> None:
         """Let go of a job that was begun and never settled, for whoever did it is gone or does something else."""
@@ -156,6 +161,7 @@ class Books:
             self._held.clear()
             self._open.clear()
             self._at_work.clear()
+            self._astray.clear()
             self._settlements.clear()
             self._uncertain.clear()
             self.rooms.clear()
@@ -168,7 +174,8 @@ class Books:
         with self.changed:
             holding = self._open.get(settlement.job)
             if holding is None or holding.ticket != settlement.ticket:
-                return  # handed back meanwhile
+                self._come_back(settlement)  # handed back meanwhile, or lost
+                return
             self._settlements.append(settlement)  # first: an interrupt between the two must not lose it
             self.close_one(settlement.job)
             # Consumers sleep through the gathering: only what may change their minds is worth a switch of threads.
@@ -190,6 +197,26 @@ class Books:
             if holding.doer is not None and self._at_work.get(holding.doer) == job:
                 del self._at_work[holding.doer]
 
+    def _go_astray(self, job: str) -> None:
+        """It was lost, and whoever works on it does not know. So long the place is taken, and this process not idle."""
+        holding = self._open.get(job)
+        if holding is None or holding.doer is None:
+            self.close_one(job, settled=False)
+        else:
+            del self._open[job], self._at_work[holding.doer]
+            self._astray[holding.doer] = job, holding
+
+    def _come_back(self, settlement: Settlement) -> None:
+        for doer, (job, holding) in list(self._astray.items()):
+            if (job, holding.ticket) == (settlement.job, settlement.ticket):
+                self._end_astray(doer)
+
+    def _end_astray(self, doer: Doer) -> None:
+        _, holding = self._astray.pop(doer, ("", None))
+        if holding is not None:
+            self.rooms.free(holding.room, holding.route.queue, holding.route.handler, settled=False)
+            self.changed.notify_all()
+
     @property
     def unsettled(self) -> int:
         """How many settlements wait. Under ``changed``."""
@@ -204,7 +231,7 @@ class Books:
         """
         with self.changed:
             settlements, self._settlements = self._settlements, []
-            takes = [] if self.quiet else [self.take(wish) for wish in wishes]
+            takes = [] if self.quiet else [self.take(wish, idle=self.rooms.empty) for wish in wishes]
         try:
             answer = (
                 self.store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
@@ -222,11 +249,11 @@ class Books:
                 self.rooms.promise(wishes, kept=True)
                 self.end(takes)
 
-    def take(self, wish: Wish) -> Take:
+    def take(self, wish: Wish, *, idle: bool) -> Take:
         """A wish with a ticket, which is open until :meth:`end`. Under ``changed``."""
         self._tickets += 1
         self._open_tickets.add(self._tickets)
-        return Take(self._tickets, wish.queue, wish.handlers, wish.limit, wish.most)
+        return Take(self._tickets, wish.queue, wish.handlers, wish.limit, wish.most, idle)
 
     def end(self, takes: Iterable[Take]) -> None:
         """Whatever these takes got is known by now, or lost. Safe twice."""
@@ -241,7 +268,7 @@ class Books:
         self._stand_apart(answer.apart)
 
     def _hold(self, taken: Taken, now: float) -> None:
-        self.close_one(taken.job, settled=False)  # ours before, and lost: it came back to us
+        self._go_astray(taken.job)  # where it was ours before
         route = shared(taken.route)
         room = self.rooms.fill(route.queue, route.handler)
         self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, route, room, now)
@@ -267,7 +294,8 @@ class Books:
 
     def statement(self) -> Statement:
         """What the next beat tells the store. Under ``changed``."""
-        return Statement(self._tickets, sorted(self._open_tickets), list(self._held))
+        astray = [job for job, _ in self._astray.values()]
+        return Statement(self._tickets, sorted(self._open_tickets), list({*self._held, *astray}))
 
     def _note(self, settlements: Sequence[Settlement], answer: Exchange, *, asked: bool) -> None:
         with self.changed:

@@ -225,6 +225,11 @@ class Rooms:
         """See :meth:`Room.measure`."""
         self.threads.measure()
 
+    @property
+    def empty(self) -> bool:
+        """Whether this process works on nothing, and has nothing to work on."""
+        return self.threads.empty and self.loop.empty
+
     # -- asking --------------------------------------------------------------------------------------------------------
 
     def wishes(self, queue: str, hopes: Collection[str]) -> list[Wish]:
@@ -255,7 +260,7 @@ class Rooms:
     def _wish_for_suspects(self, queue: str) -> list[Wish]:
         """For these alone: a wish for other handlers could bring fresh work first, and then it would not be idle any more."""
         its_queue, _, handler = self.apart_for.partition("|")
-        if queue != its_queue or not (self.threads.empty and self.loop.empty):
+        if queue != its_queue or not self.empty:
             return []
         room = self.of(handler)
         return [wish._replace(urgent=True) for wish in self._wish(room, queue, [handler], room.whole(queue))]

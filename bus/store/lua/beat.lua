@@ -55,7 +55,7 @@ for _, job in ipairs(strays) do
   call('HDEL', P .. 'held:' .. worker, job)
   put_back(prio, queue, handler, key, job)
 end
-rejoin(worker)
+if not ARGV[8] then rejoin(worker) end -- or it may be at work on what was struck out of our books
 
 local function strike_out(gone)
   call('DEL', P .. 'held:' .. gone)

@@ -3,14 +3,17 @@
 -- the server knows of our scripts. Draining must go on when the server is full, hence allow-oom.
 --
 -- A take is a pop: priority by priority, and within one, a turn each. Of suspects a worker has so many at a time as may be lost
--- together, beside fresh work, with which they take turns. One that is to be alone goes to a worker that holds nothing. Where
--- all are busy, one is set apart: it is handed nothing more, and when it holds nothing, the suspect.
+-- together, beside fresh work, with which they take turns. One that is to be alone goes to a worker that holds nothing, neither
+-- in our books nor in its own: what was struck out of ours may be running still. Where all are busy, one is set apart: it is
+-- handed nothing more, and when it holds nothing, the suspect. If it makes room in vain, for something there does not end, it
+-- is another one's turn after a while.
 --
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms for a worker that has none yet (0: it is handed nothing), 3 how many suspects are taken together
---       that lost 2, 3, or more leases, separated by spaces, 4 number of settlements, then each:
---       job|ticket|verdict|delay ms|notes;
---       then for each take: ticket, limit, queue, number of handlers, then for each its name and how many of it at the most
+--       that lost 2, 3, or more leases, separated by spaces, 4 how long a worker makes room for one at first (ms), 5 number
+--       of settlements, then each: job|ticket|verdict|delay ms|notes;
+--       then for each take: ticket, limit, queue, whether the worker holds nothing by its own books (1 or 0), number of
+--       handlers, then for each its name and how many of it at the most
 -- Answer {for each settlement: 1, or 0 where the worker does not hold that job under that ticket},
 --        then for each take {queue|handler for whose suspect the worker is set apart or "",
 --                            then for each job: job|priority|lost|handler|key, body, notes}
@@ -81,10 +84,11 @@ for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true en
 local function apart_before()
   local entry = call('HGET', P .. 'apart', worker)
   if not entry then return end
-  local name, queue, works = string.match(entry, '^(([^|]*)|[^|]*)|(.*)$')
+  local name, queue, works, since, patience = unpack_apart(entry)
+  if works then return name end
   local waiting = call('EXISTS', P .. 'suspects:' .. name .. '|' .. MOST_SUSPECT) == 1 and not paused[queue] and not paused[name]
-  if works == '+' or waiting then return name end
-  call('HDEL', P .. 'apart', worker) -- another one took it
+  if not waiting then call('HDEL', P .. 'apart', worker) end -- another one took it
+  return waiting and now < since + patience and name
 end
 
 -- What a hash has for each of these jobs: false where it has nothing.
@@ -107,9 +111,22 @@ local function suspects_in_hand()
   return count, kind
 end
 
+-- For how long the worker may be set apart to make room, one at a time. Who has done so in vain is left in peace for as long
+-- again, and then tries for twice as long.
+local function patience_for_room()
+  local patience, aparts = tonumber(ARGV[4]), call('HGETALL', P .. 'apart')
+  for i = 1, #aparts, 2 do
+    local _, _, _, since, its = unpack_apart(aparts[i + 1])
+    if aparts[i] == worker then patience, its = 2 * its, 2 * its end
+    if now < since + its then return end
+  end
+  return patience
+end
+
 -- A wish as it is fulfilled: what is handed out, what room is left for more, all in all and of each handler.
-local function new_tray(ticket, room, queue, first, last)
-  local tray = { ticket = ticket, room = room, queue = queue, handlers = {}, left = {}, jobs = {}, from = {}, records = {} }
+local function new_tray(ticket, room, queue, idle, first, last)
+  local tray = { ticket = ticket, room = room, queue = queue, idle = idle, handlers = {}, left = {} }
+  tray.jobs, tray.from, tray.records = {}, {}, {}
   for at = first, last, 2 do
     local handler = ARGV[at]
     if not paused[queue] and not paused[queue .. '|' .. handler] then
@@ -157,14 +174,14 @@ local function hand_out_company(tray, name, handler)
   end
 end
 
--- The one that is to be alone, where the worker holds nothing; otherwise the worker stands apart for it from now on, unless
--- somebody does so already.
+-- The one that is to be alone, where the worker holds nothing; otherwise the worker stands apart for it from now on, if it may.
 local function hand_out_alone(tray, name, handler)
   if call('EXISTS', P .. 'suspects:' .. name .. '|' .. MOST_SUSPECT) == 0 then return end
-  tray.alone = #tray.jobs == 0 and call('EXISTS', held) == 0
-  if not tray.alone and call('EXISTS', P .. 'apart') == 1 then return end
+  tray.alone = #tray.jobs == 0 and tray.idle and call('EXISTS', held) == 0
+  local patience = tray.alone and tonumber(ARGV[4]) or patience_for_room()
+  if not patience then return end
   tray.apart = name
-  call('HSET', P .. 'apart', worker, name .. '|' .. (tray.alone and '+' or ''))
+  call('HSET', P .. 'apart', worker, name .. '|' .. (tray.alone and '+' or '') .. string.format('|%d|%d', now, patience))
   return tray.alone and hand_out_suspects(tray, name, handler, MOST_SUSPECT, 1) > 0
 end
 
@@ -254,8 +271,8 @@ end
 -- The jobs are the worker's from now on.
 local function answer_of(tray)
   local answer, jobs, from = { tray.apart or '' }, tray.jobs, tray.from
+  if lease > 0 and (#jobs > 0 or tray.apart) then call('ZADD', P .. 'workers', 'NX', now + lease, worker) end
   if #jobs == 0 then return answer end
-  if lease > 0 then call('ZADD', P .. 'workers', 'NX', now + lease, worker) end
   hset_all(held, tray.records)
   local lost, bodies, notes = values_of('lost', jobs), values_of('jobs', jobs), values_of('notes', jobs)
   for i, job in ipairs(jobs) do
@@ -266,11 +283,12 @@ local function answer_of(tray)
   return answer
 end
 
-local function take(ticket, room, queue, first, last)
+local function take(ticket, room, queue, idle, first, last)
   if lease == 0 and not call('ZSCORE', P .. 'workers', worker) then return { '' } end
+  if idle then rejoin(worker) end
   local of = apart_before()
   if of then return { of } end
-  local tray = new_tray(ticket, room, queue, first, last)
+  local tray = new_tray(ticket, room, queue, idle, first, last)
   local suspects = call('EXISTS', P .. 'suspects') == 1
   if suspects then take_suspects(tray) end
   if take_fresh(tray) and suspects then end_fresh_turn(queue) end
@@ -278,11 +296,11 @@ local function take(ticket, room, queue, first, last)
   return answer_of(tray)
 end
 
-local at = 5 + tonumber(ARGV[4])
-local answers = { settle_all(5, at - 1) }
+local at = 6 + tonumber(ARGV[5])
+local answers = { settle_all(6, at - 1) }
 while ARGV[at] do
-  local last = at + 3 + 2 * tonumber(ARGV[at + 3])
-  answers[#answers + 1] = take(ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], at + 4, last)
+  local last = at + 4 + 2 * tonumber(ARGV[at + 4])
+  answers[#answers + 1] = take(ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3] == '1', at + 5, last)
   at = last + 1
 end
 ring_all()

@@ -19,8 +19,9 @@
 --   suspects                     hash    queue|handler, of all with jobs whose workers keep dying -> whose turn it is:
 --                                "s" for these, "f" for fresh work
 --   suspects:queue|handler|lost  list    prio|job|key of these jobs, by lost leases: 2, 3, or 4 and more
---   apart                        hash    worker -> queue|handler|"+" while it works on a suspect alone, and without the "+"
---                                while it makes room for one: until it holds nothing it is handed nothing. Then it has no entry
+--   apart                        hash    worker -> queue|handler|"+"|since (ms)|patience (ms) while it works on a suspect
+--                                alone, and without the "+" while it makes room for one: so long it is handed nothing. When
+--                                it holds nothing it has no entry
 --   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
@@ -150,6 +151,11 @@ local function any_ready(name)
   for prio = 0, 2 do
     if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then return true end
   end
+end
+
+local function unpack_apart(entry)
+  local name, queue, works, since, patience = string.match(entry, '^(([^|]*)|[^|]*)|(%+?)|(%d+)|(%d+)$')
+  return name, queue, works == '+', tonumber(since), tonumber(patience)
 end
 
 -- Whoever was set apart and holds nothing any more is so no longer.

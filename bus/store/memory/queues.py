@@ -57,11 +57,17 @@ class _Suspects:
 
 
 class _Apart(NamedTuple):
-    """A worker is handed nothing until it holds nothing: it works on a suspect alone, or makes room for one."""
+    """A worker is handed nothing: it works on a suspect alone, or makes room for one."""
 
     queue: str
     handler: str
     works: bool
+    since_ms: int
+    patience_ms: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.queue}|{self.handler}"
 
 
 class _Held(NamedTuple):
@@ -78,8 +84,11 @@ class _Letter(NamedTuple):
 class Queues:
     """The queue side of one namespace. ``ring`` is called with a wake-up's name when it is due, ``ended`` with a job's."""
 
-    def __init__(self, company: Company, ring: Callable[[str], None], ended: Callable[[str], None]) -> None:
+    def __init__(
+        self, company: Company, patience_ms: int, ring: Callable[[str], None], ended: Callable[[str], None]
+    ) -> None:
         self._company = company
+        self._patience_ms = patience_ms
         self._ring = ring
         self._ended = ended
         self._numbers = count(1)
@@ -154,19 +163,22 @@ class Queues:
 
     # -- take and settle -----------------------------------------------------------------------------------------------
 
-    def take(self, worker: str, wish: Take, lease_ends_ms: int) -> list[Taken]:
+    def take(self, worker: str, wish: Take, now_ms: int, lease_ms: int) -> list[Taken]:
         """Suspects whose turn it is, and fresh work."""
-        if self._is_apart(worker):
+        if wish.idle:
+            self.rejoin(worker)
+        if self._is_apart(worker, now_ms):
             return []
         most = zip(wish.handlers, wish.most or (wish.limit,) * len(wish.handlers), strict=True)
         left = {one: n for one, n in most if not self._paused & {wish.queue, f"{wish.queue}|{one}"}}
-        taken = self._take_suspects(worker, wish, left) if self._suspects else []
-        if worker not in self._apart:
+        taken = self._take_suspects(worker, wish, left, now_ms) if self._suspects else []
+        apart = bool(self.apart_for(worker, now_ms))
+        if not apart:
             taken += self._take_fresh(worker, wish._replace(limit=wish.limit - len(taken)), left)
-        full = worker in self._apart or len(taken) == wish.limit
+        full = apart or len(taken) == wish.limit
         self._pass_on(wish.queue, [one for one, n in left.items() if full or not n])
-        if taken:
-            self._leases.setdefault(worker, lease_ends_ms)
+        if taken or apart:
+            self._leases.setdefault(worker, now_ms + lease_ms)
         return taken
 
     def _take_fresh(self, worker: str, wish: Take, left: dict[str, int]) -> list[Taken]:
@@ -200,23 +212,25 @@ class Queues:
         body, notes, lost = self._jobs[job], self._notes.get(job, b""), self._lost.get(job, 0)
         return Taken(job, ticket, address.route, address.key, body, notes, lost)
 
-    def _take_suspects(self, worker: str, wish: Take, left: dict[str, int]) -> list[Taken]:
+    def _take_suspects(self, worker: str, wish: Take, left: dict[str, int], now_ms: int) -> list[Taken]:
         """Of each handler whose suspects' turn it is: some, or one alone to a worker that holds nothing, or it is set apart."""
         fresh = any(self._any_ready(wish.queue, handler) for handler in left)
         taken: list[Taken] = []
         for handler, most in left.items():
             name = f"{wish.queue}|{handler}"
             suspects, n = self._suspects.get(name), min(most, wish.limit - len(taken))
-            if suspects is None or not n or worker in self._apart or (suspects.let_fresh_work_pass and fresh):
+            if suspects is None or not n or (suspects.let_fresh_work_pass and fresh):
                 continue
+            if self.apart_for(worker, now_ms):
+                break
             some = self._take_few(worker, wish.ticket, suspects, n) or self._take_one_alone(
-                worker, wish, name, suspects
+                worker, wish, handler, suspects, now_ms
             )
             left[handler] -= len(some)
             taken += some
             if some:
                 self._end_suspects_turn(name)
-        if self._apart.get(worker, _Apart("", "", works=False)).works:
+        if worker in self._apart and self._apart[worker].works:
             for name in self._suspects.keys() & {f"{wish.queue}|{one}" for one in left}:
                 self._ring(name)  # they are for others
         return taken
@@ -230,12 +244,25 @@ class Queues:
                 return [self._hand_out(worker, ticket, *row.popleft()) for _ in range(n)]
         return []
 
-    def _take_one_alone(self, worker: str, wish: Take, name: str, suspects: _Suspects) -> list[Taken]:
-        row, works = suspects.rows[-1], not self._held.get(worker)
-        if not row or not (works or not self._apart):
+    def _take_one_alone(self, worker: str, wish: Take, handler: str, suspects: _Suspects, now_ms: int) -> list[Taken]:
+        row, works = suspects.rows[-1], wish.idle and not self._held.get(worker)
+        patience_ms = self._patience_ms if works else self._patience_for_room(worker, now_ms)
+        if not row or not patience_ms:
             return []
-        self._apart[worker] = _Apart(wish.queue, name.partition("|")[2], works)
+        self._apart[worker] = _Apart(wish.queue, handler, works, now_ms, patience_ms)
         return [self._hand_out(worker, wish.ticket, *row.popleft())] if works else []
+
+    def _patience_for_room(self, worker: str, now_ms: int) -> int:
+        """For how long a worker may be set apart to make room, one at a time; 0 for not now.
+
+        Who has done so in vain is left in peace for as long again, and then tries for twice as long.
+        """
+        own = self._apart.get(worker)
+        others = [apart.since_ms + apart.patience_ms for one, apart in self._apart.items() if one != worker]
+        ends_ms = [*others, own.since_ms + 2 * own.patience_ms] if own else others
+        if any(now_ms < end_ms for end_ms in ends_ms):
+            return 0
+        return 2 * own.patience_ms if own else self._patience_ms
 
     def _end_suspects_turn(self, name: str) -> None:
         """Suspects were handed out. Where there are more, the next turn is fresh work's, and another worker may take them."""
@@ -256,23 +283,23 @@ class Queues:
     def _row_of(self, lost: int) -> int:
         return min(lost - SUSPECT, len(self._company) - 1)
 
-    def _is_apart(self, worker: str) -> bool:
+    def _is_apart(self, worker: str, now_ms: int) -> bool:
         """Whether it still is: one that was set apart for a suspect that another one took is not."""
         apart = self._apart.get(worker)
         if apart is None:
             return False
-        name = f"{apart.queue}|{apart.handler}"
-        waiting = name in self._suspects and self._suspects[name].rows[-1] and not self._paused & {apart.queue, name}
-        if not apart.works and not waiting:
+        suspects, paused = self._suspects.get(apart.name), self._paused & {apart.queue, apart.name}
+        if not apart.works and (suspects is None or not suspects.rows[-1] or paused):
             del self._apart[worker]
-        return worker in self._apart
+        return bool(self.apart_for(worker, now_ms))
 
-    def apart_for(self, worker: str) -> str:
+    def apart_for(self, worker: str, now_ms: int) -> str:
         """The handler (``queue|handler``) for whose suspect a worker is set apart, or nothing."""
         apart = self._apart.get(worker)
-        return f"{apart.queue}|{apart.handler}" if apart else ""
+        stands = apart is not None and (apart.works or now_ms < apart.since_ms + apart.patience_ms)
+        return apart.name if apart is not None and stands else ""
 
-    def _rejoin(self, worker: str) -> None:
+    def rejoin(self, worker: str) -> None:
         """Whoever was set apart and holds nothing any more is so no longer."""
         if not self._held.get(worker):
             self._apart.pop(worker, None)
@@ -292,7 +319,6 @@ class Queues:
         if held is None or held.ticket != settlement.ticket:
             return False
         del self._held[worker][settlement.job]
-        self._rejoin(worker)
         job, address = settlement.job, held.address
         suspect = self._lost.get(job, 0) >= SUSPECT
         match settlement.verdict:
@@ -358,7 +384,8 @@ class Queues:
             self._strike_out(worker)
         else:
             self._leases[worker] = lease_ends_ms
-            self._rejoin(worker)
+            if not held:  # or it may be at work on what was struck out of the books
+                self.rejoin(worker)
         return len(lost)
 
     def _strike_out(self, worker: str) -> None:
@@ -534,7 +561,7 @@ class Queues:
                 if not books.pop(job).address.key:
                     dropped.append(job)
         for worker in list(self._apart):
-            self._rejoin(worker)
+            self.rejoin(worker)
         for suspected in [name for name in self._suspects if name.partition("|")[0] == queue]:
             rows = self._suspects.pop(suspected).rows
             dropped += [suspect.job for row in rows for suspect in row if not suspect.address.key]

@@ -14,6 +14,7 @@ from bus.position import Position
 from bus.store.base import (
     COMPANY,
     NO_LIMITS,
+    PATIENCE_MS,
     Announced,
     Appended,
     Batch,
@@ -54,7 +55,9 @@ class MemoryStore:
 
     mode = "memory"
 
-    def __init__(self, clock: Clock, *, lease_ms: int, company: Company = COMPANY) -> None:
+    def __init__(
+        self, clock: Clock, *, lease_ms: int, company: Company = COMPANY, patience_ms: int = PATIENCE_MS
+    ) -> None:
         self._clock = clock
         self._lease_ms = lease_ms
         self._lock = threading.RLock()
@@ -67,7 +70,7 @@ class MemoryStore:
         self._sent: Seen[bool] = Seen()
         self._bindings: dict[str, bytes] = {}
         self._version = 0
-        self._queues = Queues(company, self._ring, lambda job: self._steps.end(job, self._clock.now_ms()))
+        self._queues = Queues(company, patience_ms, self._ring, lambda job: self._steps.end(job, self._clock.now_ms()))
         self._steps = Steps()
 
     def __repr__(self) -> str:
@@ -208,10 +211,12 @@ class MemoryStore:
         with self._lock:
             now = self._clock.now_ms()
             settled = [self._queues.settle(worker, settlement, now) for settlement in settlements]
+            if settlements:
+                self._queues.rejoin(worker)
             wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
-            taken = [job for wish in wishes for job in self._queues.take(worker, wish, now + self._lease_ms)]
+            taken = [job for wish in wishes for job in self._queues.take(worker, wish, now, self._lease_ms)]
             self._rung.notify_all()
-            return Exchange(settled, taken, self._queues.apart_for(worker) if wishes else "")
+            return Exchange(settled, taken, self._queues.apart_for(worker, now) if wishes else "")
 
     def beat(
         self,

@@ -14,6 +14,7 @@ from bus.position import Position
 from bus.store.base import (
     COMPANY,
     NO_LIMITS,
+    PATIENCE_MS,
     Announced,
     Appended,
     Batch,
@@ -62,11 +63,13 @@ class RedisStore:
 
     mode = "redis"
 
-    def __init__(self, url: str, namespace: str, *, lease_ms: int, company: Company = COMPANY) -> None:
+    def __init__(
+        self, url: str, namespace: str, *, lease_ms: int, company: Company = COMPANY, patience_ms: int = PATIENCE_MS
+    ) -> None:
         self.link = Link(url)
         self.prefix = f"callboard:{{{namespace}}}:"
         self._lease_ms = lease_ms
-        self._company = company
+        self._suspects = company, patience_ms
         # Clients are lazy: this opens no socket. Any: redis-py types its answers for all settings at once.
         self._commands: Any = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
         self._lines = Lines(_connecting(self._commands.connection_pool), most=POOL, patience_s=ATTEMPT_S)
@@ -146,7 +149,7 @@ class RedisStore:
         wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
         if not settlements and not wishes:
             return Exchange([], [])
-        return self._run(scripts.exchange(worker, self._lease_ms, self._company, settlements, wishes))
+        return self._run(scripts.exchange(worker, self._lease_ms, *self._suspects, settlements, wishes))
 
     def beat(
         self,
@@ -172,7 +175,7 @@ class RedisStore:
     def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         keys = [f"{self.prefix}wake:{name}" for name in names]
         wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
-        take = scripts.exchange(worker, 0, self._company, (), wishes) if wishes else None
+        take = scripts.exchange(worker, 0, *self._suspects, (), wishes) if wishes else None
         while True:
             patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
             with translated(self.link, writing=False):

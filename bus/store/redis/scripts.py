@@ -226,7 +226,12 @@ def enqueue(job: Job, window_ms: int) -> Call[bool]:
 
 
 def exchange(
-    worker: str, lease_ms: int, company: Company, settlements: Sequence[Settlement], takes: Sequence[Take]
+    worker: str,
+    lease_ms: int,
+    company: Company,
+    patience_ms: int,
+    settlements: Sequence[Settlement],
+    takes: Sequence[Take],
 ) -> Call[Exchange]:
     """See :meth:`bus.store.base.Store.exchange`. With a lease of 0 ms a worker that has none is handed nothing."""
 
@@ -240,11 +245,11 @@ def exchange(
         return Exchange(_each(answer[0]), taken, aparts[0].decode() if aparts else "")
 
     # One argument for a settlement: writing arguments and reading answers is what Python does most while it drains a queue.
-    arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), len(settlements)]
+    arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), patience_ms, len(settlements)]
     arguments += [b"%s|%d|%s|%d|%s" % (s[0].encode(), s[1], s[2].encode(), s[3], s[4]) for s in settlements]
     for wish in takes:
         most = wish.most or (wish.limit,) * len(wish.handlers)
-        arguments += (wish.ticket, wish.limit, wish.queue, len(wish.handlers))
+        arguments += (wish.ticket, wish.limit, wish.queue, int(wish.idle), len(wish.handlers))
         arguments += [part for pair in zip(wish.handlers, most, strict=True) for part in pair]
     return Call(script("exchange"), arguments, answered)
 

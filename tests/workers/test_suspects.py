@@ -1,0 +1,211 @@
+"""A process beside suspects: jobs whose workers keep dying are done a few at a time, and at last alone, by all books."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from bus import Bus, Event
+from bus.store.base import ALONE
+from bus.testing.lease_checks import lose_lease
+from bus.testing.store_checks import Worker
+from tests.waiting import wait_until
+from tests.workers.running import working
+from workers import App
+
+
+class Asked(Event, type="test.tried", version=1):
+    n: int
+
+
+def suspects(bus: Bus, app: App, n: int, *, times: int = ALONE) -> None:
+    """Jobs of the handler, each with so many leases run out under it."""
+    app.bind()
+    for number in range(n):
+        bus.publish_sync(Asked(n=number))
+    for _ in range(times):
+        doomed, taken = list[Worker](), 0
+        while taken < n:
+            doomed.append(Worker(bus.store, f"doomed {len(doomed)}"))
+            taken += len(doomed[-1].take(handlers=tuple(app.handlers), queue="default"))
+        for each in doomed:
+            lose_lease(each, to=Worker(bus.store, "sweeper"))
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_a_worker_does_the_last_suspects_alone_and_everything_else_beside(bus: Bus, kind: str) -> None:
+    app = App(bus)
+    lock = threading.Lock()
+    running: set[int] = set()
+    company: dict[int, set[int]] = {}
+    order: list[int] = []
+
+    def begin(n: int) -> None:
+        with lock:
+            order.append(n)
+            running.add(n)
+            for each in running:
+                company.setdefault(each, set()).update(running - {each})
+
+    def end(n: int) -> None:
+        with lock:
+            running.discard(n)
+
+    def on_thread(event: Asked) -> None:
+        begin(event.n)
+        threading.Event().wait(0.002)
+        end(event.n)
+
+    async def on_loop(event: Asked) -> None:
+        begin(event.n)
+        await asyncio.sleep(0.002)
+        end(event.n)
+
+    app.on(Asked, name="handler")(on_thread if kind == "thread" else on_loop)
+    suspects(bus, app, 3)
+    # Beside the suspects' handler one of the other kind, so that the queue's work is asked for in two takes.
+    app.on(Asked, name="other", topics="other")(on_loop if kind == "thread" else on_thread)
+    app.bind()
+    for n in range(3, 160):
+        bus.publish_sync(Asked(n=n), topics=["global"] if n < 60 else ["other"])
+    with working(app, threads=4):
+        app.broker.join("default", timeout=20_000)
+
+    assert sorted(company) == list(range(160))
+    assert min(order.index(n) for n in range(3)) < len(order) - 3, (
+        "the suspects came last, for others were always asked first"
+    )
+    assert [company[n] for n in range(3)] == [set()] * 3, "others would have died with a suspect"
+    assert any(company[n] for n in range(3, 160))
+
+
+def test_suspects_that_need_not_be_alone_keep_nobody_waiting(bus: Bus) -> None:
+    app = App(bus)
+    release = asyncio.Event()
+    begun: list[int] = []
+    done: list[str] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    @app.on(Asked, name="handler", topics="global")
+    async def handler(event: Asked) -> None:
+        begun.append(event.n)
+        loops.append(asyncio.get_running_loop())
+        await release.wait()
+
+    suspects(bus, app, 5, times=2)
+
+    @app.on(Asked, name="other", topics="other")
+    def other(event: Asked) -> None:
+        done.append("other")
+
+    with working(app, threads=2):
+        wait_until(lambda: len(begun) == 5, "all suspects side by side")
+        bus.publish_sync(Asked(n=5))
+        bus.publish_sync(Asked(n=6), topics=["other"])
+        wait_until(lambda: len(begun) == 6 and done == ["other"], "fresh work beside them")
+        loops[0].call_soon_threadsafe(release.set)
+        app.broker.join("default", timeout=10_000)
+
+
+def test_a_busy_worker_finishes_before_it_takes_a_suspect(bus: Bus) -> None:
+    app = App(bus)
+    release = threading.Event()
+    log: list[Any] = []
+
+    @app.on(Asked, topics="other", queue="other", name="other")
+    def other(event: Asked) -> None:
+        log.append("begun")
+        release.wait(20)
+        log.append("done")
+
+    @app.on(Asked, name="handler", topics="global")
+    def handler(event: Asked) -> None:
+        log.append(event.n)
+
+    suspects(bus, app, 2)
+    bus.store.pause("default")
+    with working(app, threads=4):
+        bus.publish_sync(Asked(n=100), topics=["other"])
+        wait_until(lambda: log == ["begun"], "the worker to be busy")
+        bus.store.resume("default")
+        wait_until(lambda: app.broker.lease.rooms.apart_for == "default|handler", "the worker to be set apart")
+        bus.publish_sync(Asked(n=101), topics=["other"])
+        assert log == ["begun"]
+        release.set()
+        wait_until(lambda: len(log) == 6, "everything to be done")
+
+    assert log[:2] == ["begun", "done"]
+    assert sorted(log[2:4], key=str) == [0, 1]
+
+
+def test_nobody_stands_apart_for_long_for_a_suspect_that_another_took(bus: Bus) -> None:
+    app = App(bus)
+    release = threading.Event()
+    log: list[int] = []
+
+    @app.on(Asked, topics="other", queue="other", name="other")
+    def other(event: Asked) -> None:
+        log.append(event.n)
+        release.wait(20)
+
+    @app.on(Asked, name="handler", topics="global")
+    def handler(event: Asked) -> None:
+        log.append(event.n)
+
+    suspects(bus, app, 1)
+    bus.store.pause("default")
+    with working(app, threads=4):
+        bus.publish_sync(Asked(n=100), topics=["other"])
+        wait_until(lambda: log == [100], "the worker to be busy")
+        bus.store.resume("default")
+        wait_until(lambda: app.broker.lease.rooms.apart_for, "the worker to be set apart")
+        another = Worker(bus.store, "another")
+        (suspect,) = another.take(handlers=("handler",), queue="default")
+        another.settle(suspect)
+        bus.publish_sync(Asked(n=101))
+        wait_until(lambda: log == [100, 101], "work beside the long job", timeout=5)
+        release.set()
+
+
+@pytest.mark.parametrize("how", ["its queue was dropped", "its lease ran out"])
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_nobody_is_alone_beside_work_that_only_its_worker_knows_of(bus: Bus, kind: str, how: str) -> None:
+    app = App(bus)
+    release = threading.Event()
+    log: list[Any] = []
+
+    def on_thread(event: Asked) -> None:
+        log.append("begun")
+        if log.count("begun") == 1:
+            release.wait(20)
+            log.append("done")
+
+    async def on_loop(event: Asked) -> None:
+        await asyncio.to_thread(on_thread, event)
+
+    app.on(Asked, topics="other", queue="other", name="other")(on_thread if kind == "thread" else on_loop)
+
+    @app.on(Asked, name="handler", topics="global")
+    def handler(event: Asked) -> None:
+        log.append(event.n)
+
+    suspects(bus, app, 1)
+    bus.store.pause("default")
+    with working(app, threads=4):
+        bus.publish_sync(Asked(n=100), topics=["other"])
+        wait_until(lambda: log == ["begun"], "the worker to be busy")
+        if how == "its queue was dropped":
+            bus.store.flush("other")
+        else:  # as if it had stood still meanwhile; it is handed the job a second time, and does it
+            lose_lease(Worker(bus.store, app.broker.lease.worker), to=Worker(bus.store, "sweeper"))
+            wait_until(lambda: log == ["begun", "begun"], "the job to be done again")
+            wait_until(lambda: bus.store.pending("other") == 0, "it to be settled")
+        bus.store.resume("default")
+        wait_until(lambda: app.broker.lease.rooms.apart_for == "default|handler", "the worker to be set apart")
+        release.set()
+        wait_until(lambda: len(log) == log.count("begun") + 2, "everything to be done")
+
+    assert log[-2:] == ["done", 0]
