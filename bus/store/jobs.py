@@ -103,7 +103,8 @@ PATIENCE_MS = 60_000
 """How long a worker is set apart to make room for such a job, at first.
 
 If it is in vain, for something there does not end, it is another worker's turn; it works on for as long, and then it may be
-set apart again, each time for twice as long: no handler takes too long to be waited for, and none stops a worker for good.
+set apart again, each time for twice as long, up to ten minutes: what Dramatiq allows a job by default. So no ordinary handler
+takes too long to be waited for, and none stops a worker for good.
 """
 
 

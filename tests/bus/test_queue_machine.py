@@ -309,7 +309,7 @@ class Model:
         somebody = any(apart.stands(self.now_ms) for one, apart in self.apart.items() if one != worker)
         if not row or not (works or not (somebody or (own and own.stands(self.now_ms, 2)))):
             return [], 0
-        patience_ms = 2 * own.patience_ms if own and not works else PATIENCE_MS
+        patience_ms = min(2 * own.patience_ms, 10 * PATIENCE_MS) if own and not works else PATIENCE_MS
         self.apart[worker] = Apart(take.queue, handler, works, self.now_ms, patience_ms)
         return row, int(works)
 

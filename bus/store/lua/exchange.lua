@@ -112,12 +112,12 @@ local function suspects_in_hand()
 end
 
 -- For how long the worker may be set apart to make room, one at a time. Who has done so in vain is left in peace for as long
--- again, and then tries for twice as long.
+-- again, and then tries for twice as long, up to ten times as long as at first.
 local function patience_for_room()
   local patience, aparts = tonumber(ARGV[4]), call('HGETALL', P .. 'apart')
   for i = 1, #aparts, 2 do
     local _, _, _, since, its = unpack_apart(aparts[i + 1])
-    if aparts[i] == worker then patience, its = 2 * its, 2 * its end
+    if aparts[i] == worker then patience, its = math.min(2 * its, 10 * patience), 2 * its end
     if now < since + its then return end
   end
   return patience

@@ -15,6 +15,8 @@ from bus.store.base import PRIORITIES, SUSPECT, Census, Company, Count, Dead, Re
 
 __all__ = ["Queues"]
 
+LONGEST = 10
+
 
 class _Address(NamedTuple):
     route: Route
@@ -255,14 +257,15 @@ class Queues:
     def _patience_for_room(self, worker: str, now_ms: int) -> int:
         """For how long a worker may be set apart to make room, one at a time; 0 for not now.
 
-        Who has done so in vain is left in peace for as long again, and then tries for twice as long.
+        Who has done so in vain is left in peace for as long again, and then tries for twice as long, up to
+        ``LONGEST`` times as long as at first.
         """
         own = self._apart.get(worker)
         others = [apart.since_ms + apart.patience_ms for one, apart in self._apart.items() if one != worker]
         ends_ms = [*others, own.since_ms + 2 * own.patience_ms] if own else others
         if any(now_ms < end_ms for end_ms in ends_ms):
             return 0
-        return 2 * own.patience_ms if own else self._patience_ms
+        return min(2 * own.patience_ms, LONGEST * self._patience_ms) if own else self._patience_ms
 
     def _end_suspects_turn(self, name: str) -> None:
         """Suspects were handed out. Where there are more, the next turn is fresh work's, and another worker may take them."""
