@@ -201,6 +201,30 @@ def test_an_unknown_name_is_one_clear_line(queues: Run, redis_url: str, namespac
     assert "no queue 'nowhere' (there are: mail)" in error_of(queues("drop", "nowhere", "--yes"), 2)
 
 
+def test_what_a_command_did_can_be_had_as_json(queues: Run, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+
+    @app.on(Order, name="orders")
+    def orders(event: Order) -> None: ...
+
+    app.bind()
+    bus.publish_sync(Order(agent_id="a", n=0))
+    bus.close_sync()
+
+    did = [
+        json.loads(queues(*command, "--json").stdout)
+        for command in (("pause", "orders"), ("pause", "orders"), ("resume", "orders"), ("forget", "orders"))
+    ]
+
+    assert did == [
+        {"name": "orders", "paused": True, "changed": True},
+        {"name": "orders", "paused": True, "changed": False},
+        {"name": "orders", "paused": False, "changed": True},
+        {"handler": "orders", "forgotten": True, "unfinished": 1},
+    ]
+
+
 def test_the_work_of_a_queue_is_dropped_for_good_by_who_says_so(queues: Run, redis_url: str, namespace: str) -> None:
     bus = Bus(redis_url, namespace=namespace)
     app = App(bus)

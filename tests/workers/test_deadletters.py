@@ -184,6 +184,17 @@ def test_list_narrows_by_every_filter(dead: Any) -> None:
     assert count("--limit", "2") == 2
 
 
+def test_what_became_of_them_can_be_had_as_json(dead: Any) -> None:
+    numbers = [json.loads(line)["job"] for line in dead("list", "--json").stdout.splitlines()]
+
+    replayed = dead("replay", numbers[0], "999999", "--json")
+    dropped = dead("drop", "--all", "--json")
+
+    assert json.loads(replayed.stdout) == {"replayed": 1, "missing": ["999999"]}
+    assert replayed.returncode == 1
+    assert (json.loads(dropped.stdout), dropped.returncode) == ({"dropped": 2, "missing": []}, 0)
+
+
 def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, namespace: str) -> None:
     numbers = [json.loads(line)["job"] for line in dead("list", "--json").stdout.splitlines()]
 

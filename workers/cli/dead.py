@@ -101,6 +101,7 @@ def replay(
     until: Until = None,
     everything: All = False,
     rate: Annotated[float | None, typer.Option("--rate", metavar="N", min=0.001, help="At most N a second.")] = None,
+    as_json: Json = False,
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
@@ -115,8 +116,7 @@ def replay(
                 bar.advance(task)
                 if not done:
                     gone.append(job)
-    tell(f"replayed {len(numbers) - len(gone)}" + ("" if numbers else f": {NONE}"))
-    _complain_of(gone if jobs else [])
+    _say_what_became("replayed", len(numbers) - len(gone), gone if jobs else [], as_json=as_json)
 
 
 @dead.command()
@@ -128,6 +128,7 @@ def drop(
     since: Since = None,
     until: Until = None,
     everything: All = False,
+    as_json: Json = False,
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
@@ -137,8 +138,7 @@ def drop(
         numbers = _chosen(letters, jobs, wanted, everything=everything)
         gone = [job for job in numbers if jobs and letters.get(job) is None]
         dropped = letters.drop(numbers)
-    tell(f"dropped {dropped}" + ("" if numbers else f": {NONE}"))
-    _complain_of(gone)
+    _say_what_became("dropped", dropped, gone, as_json=as_json)
 
 
 @contextmanager
@@ -193,7 +193,12 @@ def _check_handler(letters: DeadLetters, handler: str | None) -> None:
         raise UnknownName(handler, known, "handler")
 
 
-def _complain_of(gone: list[str]) -> None:
+def _say_what_became(done: str, many: int, gone: list[str], *, as_json: bool) -> None:
+    """How many were replayed or dropped. Raises :class:`Failed` where some that were named are not there."""
+    if as_json:
+        print(json.dumps({done: many, "missing": gone}))
+    else:
+        tell(f"{done} {many}" + ("" if many or gone else f": {NONE}"))
     if gone:
         raise Failed(f"there is no dead letter {', '.join(job[:40] for job in gone[:5])}")
 

@@ -98,23 +98,29 @@ def held(
 
 
 @queues.command()
-def pause(name: Name, url: Url = None, namespace: Namespace = None) -> None:
+def pause(name: Name, as_json: Json = False, url: Url = None, namespace: Namespace = None) -> None:
     """Have no worker take from a queue, or for a handler, until it is resumed. What was taken is finished."""
     with _opened(url, namespace) as (found, _):
         changed = found.pause(name)
-    tell(f"paused {printable(name)}" if changed else f"{printable(name)} was paused already")
+    if as_json:
+        print(json.dumps({"name": name, "paused": True, "changed": changed}))
+    else:
+        tell(f"paused {printable(name)}" if changed else f"{printable(name)} was paused already")
 
 
 @queues.command()
-def resume(name: Name, url: Url = None, namespace: Namespace = None) -> None:
+def resume(name: Name, as_json: Json = False, url: Url = None, namespace: Namespace = None) -> None:
     """Undo a pause; waiting work goes on at once."""
     with _opened(url, namespace) as (found, _):
         changed = found.resume(name)
-    tell(f"resumed {printable(name)}" if changed else f"{printable(name)} was not paused")
+    if as_json:
+        print(json.dumps({"name": name, "paused": False, "changed": changed}))
+    else:
+        tell(f"resumed {printable(name)}" if changed else f"{printable(name)} was not paused")
 
 
 @queues.command()
-def forget(handler: Handler, url: Url = None, namespace: Namespace = None) -> None:
+def forget(handler: Handler, as_json: Json = False, url: Url = None, namespace: Namespace = None) -> None:
     """Remove the binding of a handler that is gone: events no longer become work for it. What is queued stays.
 
     Refused while a worker serves the handler, for it would bind it again when it next starts.
@@ -131,6 +137,9 @@ def forget(handler: Handler, url: Url = None, namespace: Namespace = None) -> No
             )
         forgotten = found.forget(handler)
     left = sum(state.unfinished for state in its)
+    if as_json:
+        print(json.dumps({"handler": handler, "forgotten": forgotten, "unfinished": left}))
+        return
     tell(f"forgot {printable(handler)}" if forgotten else f"{printable(handler)} is not bound: nothing to forget")
     if left:
         tell(f"{left} unfinished job(s) of it are kept: a worker that serves it again does them")
