@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
+from contextvars import Context, ContextVar
 
 import pytest
 
@@ -121,3 +124,24 @@ def test_nobody_is_told_after_the_end(loop: VirtualLoop, limits: Limits) -> None
     loop.pass_time(10)
 
     assert one.over_at == []
+
+
+def test_a_timer_keeps_nothing_of_the_job_for_which_it_was_set(loop: VirtualLoop, limits: Limits) -> None:
+    class Message:
+        pass
+
+    current: ContextVar[Message] = ContextVar("current")
+
+    def job() -> weakref.ref[Message]:
+        message = Message()
+        current.set(message)
+        limits.end(begun(loop, limits, 10))
+        begun(loop, limits, 10)
+        return weakref.ref(message)
+
+    gone = Context().run(job)
+    loop.pass_time(5)
+    gc.collect()
+
+    assert limits.timers == 1
+    assert gone() is None

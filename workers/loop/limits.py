@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Protocol
 
 __all__ = ["NO_LIMIT", "Limits"]
@@ -48,7 +49,7 @@ class Limits:
             return
         self._running.setdefault(one.limit_s, {})[one] = self._clock()
         if one.limit_s not in self._timers:
-            self._timers[one.limit_s] = loop.call_later(one.limit_s, self._look, loop, one.limit_s)
+            self._look_later(one.limit_s, loop, one.limit_s)
 
     def end(self, one: Limited) -> None:
         """It has ended. Safe twice, and without a beginning."""
@@ -66,12 +67,16 @@ class Limits:
         self._timers.clear()
         self._running.clear()
 
+    def _look_later(self, in_s: float, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
+        # In a context of its own: the caller's holds its job, and the timer would hold that for as long as it stands.
+        self._timers[limit_s] = loop.call_later(in_s, self._look, loop, limit_s, context=Context())
+
     def _look(self, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
         running, latest = self._running[limit_s], self._clock() - limit_s
         while running:
             first, began_at = next(iter(running.items()))
             if began_at - latest > EXACT_S:
-                self._timers[limit_s] = loop.call_later(began_at - latest, self._look, loop, limit_s)
+                self._look_later(began_at - latest, loop, limit_s)
                 return
             del running[first]
             first.time_over()
