@@ -80,7 +80,7 @@ class Runtime:
         began_at = time.monotonic()
         try:
             self._bus.usable()
-            self.teller.start(broker.lease.worker)
+            self.teller.start(broker.lease.renew())
             self.loop.start()
             self._resources = Resources(self._bus, self._lifespans, partial(self._lose, broker))
             self.loop.call(self._resources.open(), BOOT_S)

@@ -249,7 +249,7 @@ class Store(Protocol):
         worker: str,
         lease_ms: int,
         ticket: int,
-        held: Sequence[str],
+        held: Sequence[tuple[str, int]],
         max_lost: int,
         *,
         serves: Sequence[str] = (),
@@ -258,7 +258,7 @@ class Store(Protocol):
     ) -> Beat:
         """Renew the worker's lease, hand back what it does not hold, and do the sweep that any worker may do.
 
-        ``held`` names the jobs in the worker's hands. Of the takes up to its last ``ticket``, but for those whose answers
+        ``held`` names the jobs in the worker's hands, each with the ticket of its take. Of the takes up to its last ``ticket``, but for those whose answers
         are still on their way (``unanswered``), everything else is handed back. The sweep recovers the jobs of expired leases (to the head of their lanes, or as ``poison`` to the dead
         letters once ``max_lost`` leases ran out under one; five, or innocents may end so too), moves due work to its lanes and drops dead letters past
         their retention, and rings again wherever work is ready and nobody was told. ``serves`` names what the worker takes

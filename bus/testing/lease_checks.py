@@ -39,6 +39,20 @@ def check_a_beat_hands_back_what_the_worker_does_not_hold(store: Store) -> None:
     assert worker.settle(held) is True, "what is held could not be settled"
 
 
+def check_a_beat_hands_back_what_the_worker_holds_under_another_ticket(store: Store) -> None:
+    worker = Worker(store)
+    enqueue(store, b"1")
+    old = worker.take_one()
+    worker.settle(old, "back")
+    again = worker.take_one()
+
+    assert worker.beat([again]).handed_back == 0, "what the worker holds was handed back"
+    assert worker.beat([old]).handed_back == 1, (
+        "the reply to a later take of the same job was lost, and it stays where it is"
+    )
+    assert bodies(worker.take()) == [b"1"], "it cannot be taken again"
+
+
 def check_a_beat_leaves_alone_what_is_newer_than_the_worker_knows(store: Store) -> None:
     worker, other = Worker(store), Worker(store, "w2")
     enqueue(store, b"1", b"2", b"3")

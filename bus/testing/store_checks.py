@@ -184,7 +184,8 @@ class Worker:
     ) -> Beat:
         """Beat; by default for all tickets so far."""
         received = self.tickets if received is None else received
-        return self.store.beat(self.name, lease_ms, received, [one.job for one in held], max_lost, stopping=stopping)
+        named = [(one.job, one.ticket) for one in held]
+        return self.store.beat(self.name, lease_ms, received, named, max_lost, stopping=stopping)
 
     def drain(self, *, handlers: tuple[str, ...] = ("h",), queue: str = "q") -> list[bytes]:
         """Take and ack one by one until nothing is ready. The bodies, in the order in which they came."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bus.store.base import ALONE, COMPANY, Store
 from bus.testing.lease_checks import lose_lease
-from bus.testing.store_checks import NEVER, Worker, bodies, collected, enqueue, until
+from bus.testing.store_checks import CALM_LEASE_MS, NEVER, Worker, bodies, collected, enqueue, until
 
 __all__ = ["SUSPECT_CHECKS"]
 
@@ -191,6 +191,20 @@ def check_a_worker_that_did_not_know_that_it_would_be_idle_is_handed_a_suspect_w
     assert (bodies(awake.taken), awake.apart) == ([b"suspect"], "q|h"), f"an idle worker got {awake}"
 
 
+def check_a_suspect_that_is_dropped_while_it_runs_is_alone_until_it_ends(store: Store) -> None:
+    worker = Worker(store)
+    suspect(store, queue="q2")
+    (one,) = worker.take(queue="q2")
+    enqueue(store, b"fresh")
+    store.flush("q2")
+
+    beside = store.exchange(worker.name, (), [worker.wish()._replace(idle=False)])
+    worker.beat([one])
+    assert (beside.taken, beside.apart) == ([], "q2|h"), f"beside the suspect came {beside}"
+    done = worker.settle_and_take(one)
+    assert (done.settled, bodies(done.taken), done.apart) == ([False], [b"fresh"], ""), f"when it was done: {done}"
+
+
 def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
     one, two = Worker(store), Worker(store, "w2")
     enqueue(store, b"1", b"2")
@@ -206,14 +220,14 @@ def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
     assert bodies(two.take()) == [b"2"], "a second suspect waits for the first"
 
 
-def lose_often(store: Store, n: int, times: int) -> None:
+def lose_often(store: Store, n: int, times: int, *, handler: str = "h") -> None:
     """Queue jobs, and have leases run out under all of them, whatever company they are in."""
-    enqueue(store, *(b"%d" % number for number in range(n)))
+    enqueue(store, *(b"%d" % number for number in range(n)), handler=handler)
     for _ in range(times):
         doomed, taken = list[Worker](), 0
         while taken < n:
             doomed.append(Worker(store, f"doomed {len(doomed)}"))
-            taken += len(doomed[-1].take(n))
+            taken += len(doomed[-1].take(n, handlers=(handler,)))
         for worker in reversed(doomed):  # so that they stand as they stood
             lose_lease(worker, to=Worker(store, "sweeper"))
 
@@ -257,6 +271,54 @@ def check_suspects_and_fresh_work_take_turns(store: Store) -> None:
 
     alone = [([b"%d" % n], "q|h") for n in range(3)]
     assert came == [alone[0], ([b"a"], ""), alone[1], ([b"b"], ""), alone[2], ([], "")], f"in turn came {came}"
+
+
+def check_fresh_work_of_other_queues_has_its_turn_too(store: Store) -> None:
+    worker, other = Worker(store), Worker(store, "w2")
+    lose_often(store, 3, 4)
+    enqueue(store, b"fresh", queue="q2")
+    enqueue(store, b"paused", queue="q3")
+    store.pause("q3")
+    store.beat(worker.name, CALM_LEASE_MS, 0, (), 5, serves=["q|h", "q2|h", "q3|h"])
+
+    (first,) = worker.take()
+    after = worker.settle_and_take(first)
+    assert (first.body, after.taken, after.apart) == (b"0", [], ""), (
+        f"it was another queue's turn, and there came {after}"
+    )
+    assert bodies(other.take()) == [b"1"], "who does not serve the other queue waits for it"
+    store.wait(["q|h"], 0)
+    (fresh,) = worker.take(queue="q2")
+    assert store.wait(["q|h"], 0).rang == "q|h", "it is the suspects' turn again, and nobody was told"
+    worker.settle(fresh)
+    assert bodies(worker.take()) == [b"2"], "nothing else waits, and the last one is not handed out"
+
+
+def check_suspects_of_several_handlers_take_turns(store: Store) -> None:
+    worker, came = Worker(store), list[tuple[str, bytes]]()
+    for handler in ("h", "h2"):
+        lose_often(store, 2, 4, handler=handler)
+    store.beat(worker.name, CALM_LEASE_MS, 0, (), 5, serves=["q|h", "q|h2"])
+
+    for handler in ("h", "h", "h2", "h2", "h", "h", "h2"):
+        for one in worker.take(handlers=(handler,)):
+            came.append((handler, one.body))
+            worker.settle(one)
+
+    assert came == [("h", b"0"), ("h2", b"0"), ("h", b"1"), ("h2", b"1")], f"in turn came {came}"
+
+
+def check_who_stops_makes_no_room(store: Store) -> None:
+    stopping, other = Worker(store), Worker(store, "w2")
+    enqueue(store, b"1", b"2", handler="h2")
+    suspect(store)
+    for worker in (stopping, other):
+        worker.take_one(handlers=("h2",))
+    assert store.exchange(stopping.name, (), [stopping.wish()]).apart == "q|h", "a busy worker was not set apart"
+
+    stopping.beat(stopping.take(0), stopping=True)
+
+    assert store.exchange(other.name, (), [other.wish()]).apart == "q|h", "who takes nothing any more makes room still"
 
 
 def check_the_turns_of_others_are_not_waited_for(store: Store) -> None:

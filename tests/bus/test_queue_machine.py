@@ -162,6 +162,7 @@ class Model:
         """What each worker holds as the store must see it, with the ticket, in the order of the takes."""
         self.leases: dict[str, int] = {}
         self.stopping: set[str] = set()
+        self.serving: dict[str, frozenset[str]] = {}
         self.apart: dict[str, Apart] = {}
         self.fresh_next: set[tuple[str, str]] = set()
         """Where a group of suspects was handed out, and others wait: fresh work has its turn."""
@@ -248,9 +249,8 @@ class Model:
                 self._fly(worker, one, free)
             self._check_shares(take._replace(limit=room), came)
             if came:
-                turned = {one for one in self.fresh_next if one[0] == take.queue}
-                self.fresh_next -= turned
-                self.bells |= {f"{queue}|{handler}" for queue, handler in turned}
+                of_queue = {one for one in self.fresh_next if one[0] == take.queue}
+                self._give_turns(of_queue | self._suspect_names(worker))
         assert not (self.stands_apart(worker) and came), f"{worker} is set apart, and was handed {taken}"
         if taken or self.stands_apart(worker):
             self.leases.setdefault(worker, self.now_ms + LEASE_MS)
@@ -277,7 +277,9 @@ class Model:
             ):
                 continue
             row, n = self._few(worker, mine, room)
-            if not n:
+            if not n and not (
+                (take.queue, handler) in self.fresh_next and self._must_wait(worker, take.queue, handler)
+            ):
                 row, n = self._alone(worker, take, handler, mine)
             assert len(came) >= n, f"{n} suspects of {handler} should have come"
             for _ in range(n):
@@ -287,6 +289,8 @@ class Model:
                 self.bells.add(f"{take.queue}|{handler}")
             elif n:
                 self.fresh_next.discard((take.queue, handler))
+            if n and worker in self.apart and self.apart[worker].works and not self._fresh_for(worker):
+                self._give_turns(self._suspect_names(worker) - {(take.queue, handler)})
         if worker in self.apart and self.apart[worker].works:
             left = [turn.piece for turn in self.eligible(take) if turn.piece.suspect]
             self.bells |= {f"{piece.queue}|{piece.handler}" for piece in left}
@@ -312,6 +316,26 @@ class Model:
         patience_ms = min(2 * own.patience_ms, 10 * PATIENCE_MS) if own and not works else PATIENCE_MS
         self.apart[worker] = Apart(take.queue, handler, works, self.now_ms, patience_ms)
         return row, int(works)
+
+    def _served(self, worker: str) -> list[Piece]:
+        """What is ready and not paused, of all that the worker serves."""
+        names = self.serving.get(worker, frozenset())
+        return [one for one in self.running() if f"{one.queue}|{one.handler}" in names]
+
+    def _fresh_for(self, worker: str) -> bool:
+        return any(not one.suspect for one in self._served(worker))
+
+    def _suspect_names(self, worker: str) -> set[tuple[str, str]]:
+        return {(one.queue, one.handler) for one in self._served(worker) if one.suspect}
+
+    def _must_wait(self, worker: str, queue: str, handler: str) -> bool:
+        """Whether it is another's turn, of those that the worker serves: of fresh work, or of another lonely suspect."""
+        lonely = {(one.queue, one.handler) for one in self._served(worker) if one.suspect and one.company == 1}
+        return self._fresh_for(worker) or bool(lonely - self.fresh_next - {(queue, handler)})
+
+    def _give_turns(self, names: set[tuple[str, str]]) -> None:
+        self.bells |= {f"{queue}|{handler}" for queue, handler in names & self.fresh_next}
+        self.fresh_next -= names
 
     def running(self) -> list[Piece]:
         """What is ready and not paused."""
@@ -389,11 +413,23 @@ class Model:
 
     # leases and time
 
-    def beat(self, worker: str, lease_ms: int, received: int, held: Sequence[str], *, stopping: bool) -> Beat:
+    def beat(
+        self,
+        worker: str,
+        lease_ms: int,
+        received: int,
+        held: Sequence[tuple[str, int]],
+        *,
+        stopping: bool,
+        serves: Sequence[str],
+    ) -> Beat:
         """The answer, with a time for the next due that is right to the minute."""
         (self.stopping.add if stopping else self.stopping.discard)(worker)
+        self.serving[worker] = frozenset(serves)
+        if stopping and worker in self.apart and not self.apart[worker].works:
+            del self.apart[worker]
         books = self.books[worker]
-        strays = [piece for piece, ticket in books.items() if ticket <= received and piece.number not in held]
+        strays = [piece for piece, ticket in books.items() if ticket <= received and (piece.number, ticket) not in held]
         self._hand_back(worker, strays)
         if not held:
             self.rejoin(worker)
@@ -442,6 +478,7 @@ class Model:
                 self._hand_back(worker, [piece])
         del self.books[worker]
         self.apart.pop(worker, None)
+        self.serving.pop(worker, None)
         self.leases.pop(worker, None)
         self.stopping.discard(worker)
         return len(pieces)
@@ -781,11 +818,12 @@ class Queueing(RuleBasedStateMachine):
         self._beat(player, player.tickets - on_its_way, LONG_LEASE_MS if long else LEASE_MS, stopping=stopping)
 
     def _beat(self, player: Player, received: int, lease_ms: int, *, stopping: bool = False) -> None:
-        held = [one.job for one in player.hands]
+        held = [(one.job, one.ticket) for one in player.hands]
         self._travel(SECOND_MS)
-        found = self.store.beat(player.name, lease_ms, received, held, MAX_LOST, stopping=stopping)
+        serves = (NAMES, NAMES[:3], ())[received % 3]
+        found = self.store.beat(player.name, lease_ms, received, held, MAX_LOST, serves=serves, stopping=stopping)
 
-        expected = self.model.beat(player.name, lease_ms, received, held, stopping=stopping)
+        expected = self.model.beat(player.name, lease_ms, received, held, stopping=stopping, serves=serves)
         found = found._replace(buried=sorted(found.buried))  # between two workers' jobs there is no order
         assert found[1:] == expected[1:], f"a beat of {player.name} found {found}, and {expected} was to be found"
         assert (found.next_due_ms is None) == (expected.next_due_ms is None)
@@ -920,7 +958,6 @@ class Queueing(RuleBasedStateMachine):
 
     def _flush(self, queue: str) -> None:
         assert self.store.flush(queue) == self.model.flush(queue)
-        self.model.rejoin(*self.model.apart)
 
     @rule()
     def listen(self) -> None:
@@ -974,7 +1011,7 @@ class Queueing(RuleBasedStateMachine):
             self._resume(name)
         for player in self.players:
             self.leave(self.players.index(player))
-        while self.model.due or any(self.model.books.values()):
+        while self.model.due or self.model.apart or any(self.model.books.values()):
             self._travel(2 * HOUR_MS)
             self.sweep()
         worker = Player("the last")

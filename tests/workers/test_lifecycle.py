@@ -393,7 +393,7 @@ def test_a_job_that_is_alone_for_what_became_of_its_workers_is_named(
     for life in range(ALONE):
         doomed = f"doomed-{life}"
         (taken,) = store.exchange(doomed, (), [Take(1, "default", ("handler",), 1)]).taken
-        store.beat(doomed, 1, 1, (taken.job,), 99)
+        store.beat(doomed, 1, 1, ((taken.job, taken.ticket),), 99)
         wait_until(lambda: store.beat("sweeper", 60_000, 0, (), 99).recovered, "its lease to run out")
     with working(app):
         wait_until(lambda: handled, "it to be handled")

@@ -264,7 +264,7 @@ def test_what_has_killed_its_workers_is_told_by_the_one_that_finds_it(app: App) 
 
     for life in range(5):
         (taken,) = wait_until(lambda life=life: take(life), "it to be had")  # type: ignore[misc]
-        store.beat(f"doomed-{life}", 1, 1, (taken.job,), 99)
+        store.beat(f"doomed-{life}", 1, 1, ((taken.job, taken.ticket),), 99)
     heard = run(app, lambda: wait_until(store.dead_count, "it to be buried"))
     store.leave("sweeper")
     app.bus.close_sync()

@@ -43,7 +43,8 @@ class Statement(NamedTuple):
 
     ticket: int
     unanswered: list[int]
-    held: list[str]
+    held: list[tuple[str, int]]
+    """Each with the ticket of its take."""
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class Books:
         self._open: dict[str, _Holding] = {}  # of those, what is not settled yet
         self._at_work: dict[Doer, str] = {}
         self._astray: dict[Doer, tuple[str, _Holding]] = {}  # who works on what is ours anew, or not ours any more
+        self._left: set[Doer] = set()  # who was still at work when an earlier worker of this process ended
         self._uncertain: set[str] = set()
         self._tickets = 0
         self._open_tickets: set[int] = set()
@@ -98,6 +100,12 @@ class Books:
             holding.room.jammed = False
             self._at_work[doer] = job
             return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in hand, and nobody works on what is not ours any more. Under ``changed``."""
+        self._left = {doer for doer in self._left if doer.is_alive()}
+        return self.rooms.empty and not self._left
 
     def running(self) -> int:
         """How many jobs have begun and are not settled."""
@@ -156,8 +164,9 @@ class Books:
         return running
 
     def clear(self) -> None:
-        """Nothing is held any more."""
+        """Nothing is held any more, whoever may be at work on it still."""
         with self.changed:
+            self._left |= {*self._at_work, *self._astray}
             self._held.clear()
             self._open.clear()
             self._at_work.clear()
@@ -231,7 +240,8 @@ class Books:
         """
         with self.changed:
             settlements, self._settlements = self._settlements, []
-            takes = [] if self.quiet else [self.take(wish, idle=self.rooms.empty) for wish in wishes]
+            takes = [] if self.quiet else [self.take(wish, idle=self.idle) for wish in wishes]
+            others = len(self._held) > len(settlements)  # whose settling is on its way beside this
         try:
             answer = (
                 self.store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
@@ -242,7 +252,17 @@ class Books:
                 self._uncertain.update(settlement.job for settlement in settlements)
             raise
         else:
-            self._note(settlements, answer, asked=bool(takes))
+            with self.changed:
+                refused = self._note(settlements, answer)
+                if takes:
+                    self.receive(answer)
+                    self.rooms.in_vain = bool(answer.apart) and self.rooms.empty and (not others or bool(self._held))
+            if refused:
+                log.warning(
+                    "%d no longer ours to settle: our lease had run out, so what the server still has of them runs again (jobs %s)",
+                    len(refused),
+                    ", ".join(refused[:MOST_JOBS]) + (", ..." if len(refused) > MOST_JOBS else ""),
+                )
             return answer
         finally:
             with self.changed:
@@ -280,6 +300,7 @@ class Books:
 
     def ask_whether_apart(self) -> None:
         """Another worker may have taken the suspect: the next take tells whether we still stand apart for it. Under ``changed``."""
+        self.rooms.in_vain = False
         self._stand_apart("")
 
     def receive_unasked(self, answer: Woken, queues: Collection[str]) -> tuple[list[Taken], list[Taken]]:
@@ -294,26 +315,23 @@ class Books:
 
     def statement(self) -> Statement:
         """What the next beat tells the store. Under ``changed``."""
-        astray = [job for job, _ in self._astray.values()]
-        return Statement(self._tickets, sorted(self._open_tickets), list({*self._held, *astray}))
+        held = [*self._held.items(), *self._astray.values()]
+        named = [(job, holding.ticket) for job, holding in held]
+        return Statement(self._tickets, sorted(self._open_tickets), named)
 
-    def _note(self, settlements: Sequence[Settlement], answer: Exchange, *, asked: bool) -> None:
-        with self.changed:
-            for settlement in settlements:
-                holding = self._held.get(settlement.job)
-                if holding is not None and holding.ticket == settlement.ticket:
-                    del self._held[settlement.job]
-            if asked:
-                self.receive(answer)
+    def _note(self, settlements: Sequence[Settlement], answer: Exchange) -> list[str]:
+        """What the store says of settlements. Returns the jobs that were no longer ours."""
+        for settlement in settlements:
+            holding = self._held.get(settlement.job)
+            if holding is not None and holding.ticket == settlement.ticket:
+                del self._held[settlement.job]
+        if settlements and self.rooms.in_vain:
+            self.rooms.in_vain = False
+            self.changed.notify_all()
         refused = [
             one.job
             for one, settled in zip(settlements, answer.settled, strict=True)
             if not settled and one.job not in self._uncertain  # sent again after a lost reply: refused if it had worked
         ]
         self._uncertain.difference_update(one.job for one in settlements)
-        if refused:
-            log.warning(
-                "%d no longer ours to settle: our lease had run out, so what the server still has of them runs again (jobs %s)",
-                len(refused),
-                ", ".join(refused[:MOST_JOBS]) + (", ..." if len(refused) > MOST_JOBS else ""),
-            )
+        return refused

@@ -73,10 +73,9 @@ class Keeper:
             stuck = books.withdraw_the_stuck()
             ticket, unanswered, held = books.statement()
             serves = self._bell.serves()
-            books.ask_whether_apart()
         if stuck or not self._bell.serves_anybody:  # no consumer takes settlements along
             books.exchange()
-        return books.store().beat(
+        beat = books.store().beat(
             books.worker,
             self._lease_ms,
             ticket,
@@ -86,6 +85,9 @@ class Keeper:
             unanswered=unanswered,
             stopping=books.quiet,
         )
+        with books.changed:
+            books.ask_whether_apart()
+        return beat
 
     def _tell(self, beat: Beat) -> None:
         again = beat.recovered - len(beat.buried)

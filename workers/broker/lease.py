@@ -43,16 +43,20 @@ HASTY_S = 0.5
 log = logging.getLogger("callboard.workers")
 
 
+def _new_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
+
+
 class Lease:
     """Make one for each process that works. ``start`` and ``close`` bear being called twice."""
 
     def __init__(self, store: Callable[[], Store], lease_ms: int, staff: Staff, concurrency: int) -> None:
-        self.worker = f"{socket.gethostname()}-{os.getpid()}-{ids.token()}"
-        self.books = Books(store, self.worker, staff, concurrency)
+        self.books = Books(store, _new_name(), staff, concurrency)
         self.changed = self.books.changed
         self._due = threading.Event()
         self._ending = threading.Event()
         self._over_at = 0.0
+        self._over = False
         self._bell = Bell(self.books, staff, self._due)
         self._keeper = Keeper(self.books, self._bell, lease_ms, self._due)
         self._threads: tuple[threading.Thread, ...] = ()
@@ -76,6 +80,7 @@ class Lease:
         self._keeper.when_buried = when_buried or self._keeper.when_buried
         if self._threads:
             return
+        self.renew()
         self.books.quiet = False
         ending = self._ending = threading.Event()  # of its own: its threads may hang there as well
         bell = threading.Thread(target=self._bell.listen, args=(ending,), name="callboard bell", daemon=True)
@@ -83,6 +88,20 @@ class Lease:
         self._threads = (bell, keeper)
         for thread in self._threads:
             thread.start()
+
+    @property
+    def worker(self) -> str:
+        """What the store calls this process."""
+        return self.books.worker
+
+    def renew(self) -> str:
+        """The name of the worker that starts next. Safe twice.
+
+        After another one it is a new name: what the other left behind must not be handed back before its lease ends.
+        """
+        if self._over:
+            self.books.worker, self._over = _new_name(), False
+        return self.worker
 
     @property
     def kept(self) -> bool:
@@ -127,6 +146,7 @@ class Lease:
             # Only now: a last beat that named nothing as held would hand back what still runs.
             self._bell.clear()
             self.books.clear()
+            self._over = True
 
     def _keep(self, ending: threading.Event, bell: threading.Thread) -> None:
         """The keeper's thread."""

@@ -185,6 +185,9 @@ class Rooms:
         self.loop = Room(concurrency)
         self.apart_for = ""
         """The handler (``queue|handler``) for whose suspect this worker is set apart: until it holds nothing there is no room."""
+        self.in_vain = False
+        """Whether that suspect was asked for and refused, though nothing is here: the store says otherwise (a settling is on
+        its way, or a reply was lost). Until that is settled, or the next beat has told it, there is no use in asking again."""
         self._staff = staff
         self._loads: Counter[str] = Counter()  # by handler, with what was promised to it
 
@@ -220,6 +223,7 @@ class Rooms:
         """A job was settled, or is gone."""
         room.free(queue, settled=settled)
         self._loads[handler] -= 1
+        self.in_vain = False
 
     def measure(self) -> None:
         """See :meth:`Room.measure`."""
@@ -260,7 +264,7 @@ class Rooms:
     def _wish_for_suspects(self, queue: str) -> list[Wish]:
         """For these alone: a wish for other handlers could bring fresh work first, and then it would not be idle any more."""
         its_queue, _, handler = self.apart_for.partition("|")
-        if queue != its_queue or not self.empty:
+        if queue != its_queue or not self.empty or self.in_vain:
             return []
         room = self.of(handler)
         return [wish._replace(urgent=True) for wish in self._wish(room, queue, [handler], room.whole(queue))]

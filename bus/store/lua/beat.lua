@@ -4,8 +4,8 @@
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 its last ticket and after it those whose
 --       answers are on their way, 4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of
---       all that it serves, 7 whether it is stopping (1 or 0), then the jobs that it holds. What is several is separated by
---       spaces
+--       all that it serves, 7 whether it is stopping (1 or 0), then the jobs that it holds, each as
+--       job|ticket. What is several is separated by spaces
 -- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0, of the
 --         recovered: those that were buried}
 
@@ -46,7 +46,7 @@ for i = 8, #ARGV do mine[ARGV[i]] = true end
 local jobs, record_of = read_books(worker)
 for _, job in ipairs(jobs) do
   local ticket = unpack_held(record_of[job])
-  local lost = ticket <= last_ticket and not unanswered[ticket] and not mine[job]
+  local lost = ticket <= last_ticket and not unanswered[ticket] and not mine[job .. '|' .. string.format('%d', ticket)]
   if lease == 0 or lost then strays[#strays + 1] = job end
 end
 last_taken_first(strays, record_of)
@@ -56,6 +56,7 @@ for _, job in ipairs(strays) do
   put_back(prio, queue, handler, key, job)
 end
 if not ARGV[8] then rejoin(worker) end -- or it may be at work on what was struck out of our books
+if ARGV[7] == '1' then make_no_room(worker) end
 
 local function strike_out(gone)
   call('DEL', P .. 'held:' .. gone)

@@ -185,16 +185,55 @@ local function hand_out_alone(tray, name, handler)
   return tray.alone and hand_out_suspects(tray, name, handler, MOST_SUSPECT, 1) > 0
 end
 
--- Suspects were handed out. Where there are more, the next turn is fresh work's, and another worker may take them.
-local function end_suspects_turn(name)
+-- What the worker takes work for, as its last beat told.
+local function served()
+  local names = {}
+  for name in string.gmatch(call('HGET', P .. 'serves', worker) or '', '%S+') do
+    if not paused[name] and not paused[string.match(name, '^[^|]*')] then names[#names + 1] = name end
+  end
+  return names
+end
+
+local function any_fresh(names)
+  for _, name in ipairs(names) do
+    if any_ready(name) then return true end
+  end
+end
+
+-- Whether a suspect that must be alone, but whose turn it is not, has to wait: for fresh work of any handler that the worker
+-- serves, or for such a suspect of another one. This worker will ask for them, if nobody else does before.
+local function must_wait(name)
+  local names = served()
+  for _, other in ipairs(names) do
+    local row = P .. 'suspects:' .. other .. '|' .. MOST_SUSPECT
+    if other ~= name and call('HGET', P .. 'suspects', other) == 's' and call('EXISTS', row) == 1 then return true end
+  end
+  return any_fresh(names)
+end
+
+local function give_turn(name)
+  call('HSET', P .. 'suspects', name, 's')
+  ring(name)
+end
+
+-- Suspects were handed out. Where there are more, the next turn is fresh work's, or else those of other handlers.
+local function end_suspects_turn(tray, name)
+  local more = false
   for lost = SUSPECT, MOST_SUSPECT do
-    if call('EXISTS', P .. 'suspects:' .. name .. '|' .. lost) == 1 then
-      call('HSET', P .. 'suspects', name, 'f')
-      ring(name)
-      return
+    more = more or call('EXISTS', P .. 'suspects:' .. name .. '|' .. lost) == 1
+  end
+  if more then
+    call('HSET', P .. 'suspects', name, 'f')
+    ring(name)
+  else
+    call('HDEL', P .. 'suspects', name)
+  end
+  local names = tray.alone and served() or {}
+  if not any_fresh(names) then
+    for _, other in ipairs(names) do
+      if other ~= name and call('HGET', P .. 'suspects', other) == 'f' then give_turn(other) end
     end
   end
-  call('HDEL', P .. 'suspects', name)
 end
 
 -- Those handlers' suspects whose turn it is, or that have no fresh work beside them.
@@ -205,7 +244,9 @@ local function take_suspects(tray)
     local name = tray.queue .. '|' .. handler
     local turn = not tray.apart and tray.room > 0 and tray.left[handler] > 0 and call('HGET', P .. 'suspects', name)
     if turn and (turn == 's' or not fresh) then
-      if hand_out_company(tray, name, handler) or hand_out_alone(tray, name, handler) then end_suspects_turn(name) end
+      local came = hand_out_company(tray, name, handler)
+      if not came and (turn == 's' or not must_wait(name)) then came = hand_out_alone(tray, name, handler) end
+      if came then end_suspects_turn(tray, name) end
     end
   end
   if tray.apart then tray.room = 0 end
@@ -244,14 +285,13 @@ local function take_fresh(tray)
   return got
 end
 
--- Fresh work was handed out: where it was its turn, it is the suspects' now.
+-- Fresh work was handed out: where it was its turn, it is the turn of the suspects that the worker might have taken instead.
 local function end_fresh_turn(queue)
-  local turns = call('HGETALL', P .. 'suspects')
+  local mine, turns = {}, call('HGETALL', P .. 'suspects')
+  for _, name in ipairs(served()) do mine[name] = true end
   for i = 1, #turns, 2 do
-    if turns[i + 1] == 'f' and string.match(turns[i], '^[^|]*') == queue then
-      call('HSET', P .. 'suspects', turns[i], 's')
-      ring(turns[i])
-    end
+    local name = turns[i]
+    if turns[i + 1] == 'f' and (mine[name] or string.match(name, '^[^|]*') == queue) then give_turn(name) end
   end
 end
 

@@ -22,7 +22,6 @@ for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
       if key == '' then dropped[#dropped + 1] = books[i] else drop_lane(handler, key) end
     end
   end
-  rejoin(worker)
 end
 
 for _, member in ipairs(call('ZRANGE', P .. 'due', 0, -1)) do

@@ -158,6 +158,12 @@ local function unpack_apart(entry)
   return name, queue, works == '+', tonumber(since), tonumber(patience)
 end
 
+-- Who takes nothing any more does not make room either: another worker may.
+local function make_no_room(worker)
+  local entry = call('HGET', P .. 'apart', worker)
+  if entry and not select(3, unpack_apart(entry)) then call('HDEL', P .. 'apart', worker) end
+end
+
 -- Whoever was set apart and holds nothing any more is so no longer.
 local function rejoin(worker)
   if call('EXISTS', P .. 'apart') == 1 and call('EXISTS', P .. 'held:' .. worker) == 0 then

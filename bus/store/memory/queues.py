@@ -198,7 +198,7 @@ class Queues:
                     taken += got
                     found = found or bool(got)
         if taken:
-            self._end_fresh_turn(wish.queue)
+            self._end_fresh_turn(worker, wish.queue)
         return taken
 
     def _pop(self, worker: str, wish: Take, route: Route, limit: int) -> list[Taken]:
@@ -216,7 +216,7 @@ class Queues:
 
     def _take_suspects(self, worker: str, wish: Take, left: dict[str, int], now_ms: int) -> list[Taken]:
         """Of each handler whose suspects' turn it is: some, or one alone to a worker that holds nothing, or it is set apart."""
-        fresh = any(self._any_ready(wish.queue, handler) for handler in left)
+        fresh = self._any_fresh(f"{wish.queue}|{handler}" for handler in left)
         taken: list[Taken] = []
         for handler, most in left.items():
             name = f"{wish.queue}|{handler}"
@@ -225,13 +225,13 @@ class Queues:
                 continue
             if self.apart_for(worker, now_ms):
                 break
-            some = self._take_few(worker, wish.ticket, suspects, n) or self._take_one_alone(
-                worker, wish, handler, suspects, now_ms
-            )
+            some = self._take_few(worker, wish.ticket, suspects, n)
+            if not some and not (suspects.let_fresh_work_pass and self._must_wait(worker, name)):
+                some = self._take_one_alone(worker, wish, handler, suspects, now_ms)
             left[handler] -= len(some)
             taken += some
             if some:
-                self._end_suspects_turn(name)
+                self._end_suspects_turn(worker, name)
         if worker in self._apart and self._apart[worker].works:
             for name in self._suspects.keys() & {f"{wish.queue}|{one}" for one in left}:
                 self._ring(name)  # they are for others
@@ -267,21 +267,45 @@ class Queues:
             return 0
         return min(2 * own.patience_ms, LONGEST * self._patience_ms) if own else self._patience_ms
 
-    def _end_suspects_turn(self, name: str) -> None:
-        """Suspects were handed out. Where there are more, the next turn is fresh work's, and another worker may take them."""
+    def _served(self, worker: str) -> set[str]:
+        """What the worker takes work for, as its last beat told."""
+        return {one for one in self.serving.get(worker, ()) if not self._paused & {one, one.partition("|")[0]}}
+
+    def _any_fresh(self, names: Iterable[str]) -> bool:
+        return any(self._any_ready(*name.split("|")) for name in names)
+
+    def _must_wait(self, worker: str, name: str) -> bool:
+        """Whether a suspect that must be alone, but whose turn it is not, has to wait.
+
+        For fresh work of any handler that the worker serves, or for such a suspect of another one. This worker will ask for
+        them, if nobody else does before.
+        """
+        served = self._served(worker)
+        others = [self._suspects[other] for other in served - {name} if other in self._suspects]
+        return any(other.rows[-1] and not other.let_fresh_work_pass for other in others) or self._any_fresh(served)
+
+    def _end_suspects_turn(self, worker: str, name: str) -> None:
+        """Suspects were handed out. Where there are more, the next turn is fresh work's, or else those of other handlers."""
         suspects = self._suspects[name]
         suspects.let_fresh_work_pass = True
         if suspects:
             self._ring(name)
         else:
             del self._suspects[name]
+        apart, served = self._apart.get(worker), self._served(worker)
+        if apart is not None and apart.works and not self._any_fresh(served):
+            self._give_turn(served - {name})
 
-    def _end_fresh_turn(self, queue: str) -> None:
-        """Fresh work was handed out: where it was its turn, it is the suspects' now."""
-        for name, suspects in self._suspects.items():
-            if suspects.let_fresh_work_pass and name.partition("|")[0] == queue:
+    def _give_turn(self, names: Iterable[str]) -> None:
+        for name in names:
+            suspects = self._suspects.get(name)
+            if suspects is not None and suspects.let_fresh_work_pass:
                 suspects.let_fresh_work_pass = False
                 self._ring(name)
+
+    def _end_fresh_turn(self, worker: str, queue: str) -> None:
+        """Fresh work was handed out: where it was its turn, it is that of suspects that the worker might have taken instead."""
+        self._give_turn(self._served(worker) | {name for name in self._suspects if name.partition("|")[0] == queue})
 
     def _row_of(self, lost: int) -> int:
         return min(lost - SUSPECT, len(self._company) - 1)
@@ -371,7 +395,12 @@ class Queues:
         return worker in self._leases
 
     def beat(
-        self, worker: str, lease_ends_ms: int | None, ticket: int, held: frozenset[str], unanswered: frozenset[int]
+        self,
+        worker: str,
+        lease_ends_ms: int | None,
+        ticket: int,
+        held: frozenset[tuple[str, int]],
+        unanswered: frozenset[int],
     ) -> int:
         """Renew a lease (``None`` ends it) and hand back what the worker does not hold. Returns how many."""
         books = self._held[worker]
@@ -379,7 +408,7 @@ class Queues:
             job
             for job, record in books.items()
             if lease_ends_ms is None
-            or (record.ticket <= ticket and record.ticket not in unanswered and job not in held)
+            or (record.ticket <= ticket and record.ticket not in unanswered and (job, record.ticket) not in held)
         ]
         for job in reversed(lost):  # each to the head in turn, so they stand as they stood
             self._put_back(books.pop(job).address, job)
@@ -399,8 +428,10 @@ class Queues:
         self.serving.pop(worker, None)
 
     def stopping(self, worker: str, *, so: bool) -> None:
-        """A worker says that it stops, or that it does not."""
+        """A worker says that it stops, or that it does not. Who takes nothing any more makes no room either."""
         self._stopping.add(worker) if so else self._stopping.discard(worker)
+        if so and worker in self._apart and not self._apart[worker].works:
+            del self._apart[worker]
 
     def recover(self, now_ms: int, max_lost: int) -> tuple[int, list[str]]:
         """Take back what the workers held whose lease ran out. Returns how many jobs, and those of them that it buried."""
@@ -563,8 +594,6 @@ class Queues:
             for job in [job for job, record in books.items() if record.address.route.queue == queue]:
                 if not books.pop(job).address.key:
                     dropped.append(job)
-        for worker in list(self._apart):
-            self.rejoin(worker)
         for suspected in [name for name in self._suspects if name.partition("|")[0] == queue]:
             rows = self._suspects.pop(suspected).rows
             dropped += [suspect.job for row in rows for suspect in row if not suspect.address.key]

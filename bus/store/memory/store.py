@@ -223,7 +223,7 @@ class MemoryStore:
         worker: str,
         lease_ms: int,
         ticket: int,
-        held: Sequence[str],
+        held: Sequence[tuple[str, int]],
         max_lost: int,
         *,
         serves: Sequence[str] = (),

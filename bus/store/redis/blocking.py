@@ -156,7 +156,7 @@ class RedisStore:
         worker: str,
         lease_ms: int,
         ticket: int,
-        held: Sequence[str],
+        held: Sequence[tuple[str, int]],
         max_lost: int,
         *,
         serves: Sequence[str] = (),

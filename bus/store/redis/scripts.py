@@ -263,7 +263,7 @@ def beat(
     worker: str,
     lease_ms: int,
     ticket: int,
-    held: Sequence[str],
+    held: Sequence[tuple[str, int]],
     max_lost: int,
     *,
     serves: Sequence[str] = (),
@@ -279,7 +279,8 @@ def beat(
 
     tickets = " ".join(map(str, (ticket, *unanswered)))
     told = (" ".join(serves), int(stopping))
-    return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, *told, *held), found)
+    hands = [f"{job}|{of}" for job, of in held]
+    return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, *told, *hands), found)
 
 
 def poke(name: str) -> Call[None]:
