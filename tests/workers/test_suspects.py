@@ -19,7 +19,7 @@ from tests.workers.running import working
 from workers import App
 
 
-class Asked(Event, type="test.tried", version=1):
+class Asked(Event, type="test.suspected", version=1):
     n: int
 
 
