@@ -312,3 +312,33 @@ def test_nobody_is_alone_beside_what_an_earlier_worker_left_behind(bus: Bus) -> 
         wait_until(lambda: len(log) == 3, "everything to be done", 10)
 
     assert log == ["begun", "done", 0]
+
+
+def test_a_coroutine_that_was_left_behind_with_its_loop_is_no_work(bus: Bus) -> None:
+    app = App(bus)
+    log: list[Any] = []
+
+    @app.on(Asked, topics="other", queue="other", name="other")
+    async def other(event: Asked) -> None:
+        log.append("begun")
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                log.append("resisted")
+
+    @app.on(Asked, name="handler", topics="global")
+    def handler(event: Asked) -> None:
+        log.append(event.n)
+
+    suspects(bus, app, 1)
+    bus.store.pause("default")
+    worker = dramatiq.Worker(app.broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    bus.publish_sync(Asked(n=100), topics=["other"])
+    wait_until(lambda: log == ["begun"], "the worker to be busy")
+    worker.stop(timeout=100)
+    bus.store.pause("other")
+    bus.store.resume("default")
+    with working(app, threads=2):
+        wait_until(lambda: log[-1] == 0, "the suspect, for nothing is at work")

@@ -85,7 +85,8 @@ class Performance:
 
     def is_alive(self) -> bool:
         """Whether it will come to its end yet, and settle its job."""
-        return not self._over
+        task = self.task
+        return not self._over and (task is None or not task.get_loop().is_closed())
 
     # -- on a hooks thread ---------------------------------------------------------------------------------------------
 
