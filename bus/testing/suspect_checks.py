@@ -312,11 +312,10 @@ def check_who_stops_makes_no_room(store: Store) -> None:
     stopping, other = Worker(store), Worker(store, "w2")
     enqueue(store, b"1", b"2", handler="h2")
     suspect(store)
-    for worker in (stopping, other):
-        worker.take_one(handlers=("h2",))
+    held, _ = (worker.take_one(handlers=("h2",)) for worker in (stopping, other))
     assert store.exchange(stopping.name, (), [stopping.wish()]).apart == "q|h", "a busy worker was not set apart"
 
-    stopping.beat(stopping.take(0), stopping=True)
+    stopping.beat([held], stopping=True)
 
     assert store.exchange(other.name, (), [other.wish()]).apart == "q|h", "who takes nothing any more makes room still"
 

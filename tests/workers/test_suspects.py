@@ -213,8 +213,12 @@ def test_nobody_is_alone_beside_work_that_only_its_worker_knows_of(bus: Bus, kin
             wait_until(lambda: bus.store.pending("other") == 0, "it to be settled")
         bus.store.resume("default")
         wait_until(lambda: app.broker.lease.rooms.apart_for == "default|handler", "the worker to be set apart")
+        with app.broker.lease.changed:
+            named = app.broker.lease.books.statement().held
         release.set()
         wait_until(lambda: len(log) == log.count("begun") + 2, "everything to be done")
+
+    assert len(named) == 1, f"a beat would say that nothing is in hand: {named}"
 
     assert log[-2:] == ["done", 0]
 

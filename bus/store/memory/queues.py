@@ -16,6 +16,7 @@ from bus.store.base import PRIORITIES, SUSPECT, Census, Company, Count, Dead, Re
 __all__ = ["Queues"]
 
 LONGEST = 10
+"""How many times its first patience a worker has at the most, when it makes room again and again."""
 
 
 class _Address(NamedTuple):
