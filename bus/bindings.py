@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import from_json
 
 from bus.errors import InvalidSettings
 from bus.store.base import PRIORITIES, Route, Stale
@@ -96,32 +97,30 @@ class Routing:
     def __init__(self, stale: Stale) -> None:
         bindings = [Binding.decode(data) for _, data in sorted(stale.bindings.items())]
         self.version = stale.version
-        self.routes = tuple(binding.route for binding in bindings)
         self._wishes = [
-            (frozenset(binding.types), Matcher(binding.topics, reserved=True), binding.key) for binding in bindings
+            (frozenset(binding.types), Matcher(binding.topics, reserved=True), binding.route, binding.key)
+            for binding in bindings
         ]
-        self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, str | None], ...]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, str], tuple[tuple[Route, str | None], ...]] = OrderedDict()
 
-    def jobs(
-        self, type: str, topics: str, key: str | None, fields: Callable[[], Mapping[str, Any]]
-    ) -> list[tuple[int, str]]:
-        """The jobs of one event: (index into ``routes``, lane key or ``""``). Its topics are separated by spaces.
+    def jobs(self, type: str, topics: str, key: str | None, data: bytes) -> tuple[tuple[Route, str], ...]:
+        """The jobs of one event: (route, lane key or ``""``). Its topics are separated by spaces, and its data is JSON.
 
-        Its ``fields`` are asked for once, and only where a lane's key stands in them.
+        The data is read only where a lane's key stands in it.
         """
         asked = (type, topics)
         wanted = self._remembered.get(asked)
         if wanted is None:
             wanted = self._wanted(asked)
         if key is not None:
-            return [(route, key) for route, _ in wanted]
-        data = fields() if any(field for _, field in wanted) else {}
-        return [(route, _lane_key(field, data)) for route, field in wanted]
+            return tuple([(route, key) for route, _ in wanted])
+        fields = from_json(data) if any(field for _, field in wanted) else {}
+        return tuple([(route, _lane_key(field, fields)) for route, field in wanted])
 
-    def _wanted(self, asked: tuple[str, str]) -> tuple[tuple[int, str | None], ...]:
+    def _wanted(self, asked: tuple[str, str]) -> tuple[tuple[Route, str | None], ...]:
         wanted = tuple(
             (route, field)
-            for route, (types, matcher, field) in enumerate(self._wishes)
+            for types, matcher, route, field in self._wishes
             if asked[0] in types and matcher.matches(asked[1].split())
         )
         if len(self._remembered) >= REMEMBERED:

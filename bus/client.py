@@ -20,12 +20,12 @@ from bus.logs import Log
 from bus.mailbox import Policy, make_mailbox
 from bus.outgoing import Outgoing
 from bus.position import Position
-from bus.publication import Hook
-from bus.publisher import Delay, Publication, Publisher, Receipt
+from bus.publication import Delay, Hook, Publication, drafted
+from bus.publisher import Publisher, Receipt
 from bus.reader import Reader
 from bus.settings import Limits, check_log, settle_namespace, settle_url
 from bus.sides import Side
-from bus.store.base import Store
+from bus.store.base import NO_LIMITS, Store
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
 from bus.threads import ListeningThread, SyncListener
@@ -207,10 +207,10 @@ class Bus:
         ``PayloadTooLarge``, ``LogClosed``, what a hook raises (nothing was published), ``BusClosed``, or ``BusUnavailable``, whose ``outcome`` says whether
         the event was refused or its fate is unknown. On a loop that has not opened the bus it works through a thread.
         """
-        publication = Publication(event, topics, key, id, delay, at, log)
+        draft = (event, topics, key, id, delay, at, log, NO_LIMITS)
         if ephemeral:
-            return await self._outgoing.whisper(publication)
-        return (await self._outgoing.publish([publication]))[0]
+            return await self._outgoing.whisper(draft)
+        return (await self._outgoing.publish((draft,)))[0]
 
     async def publish_many(self, publications: Iterable[Publication]) -> list[Receipt]:
         """Publish several, in order, in one round trip for each 500; each event is atomic, the whole is not.
@@ -218,7 +218,7 @@ class Bus:
         All are checked before the first is sent: a bad one raises as in :meth:`publish` and none is published. Where the
         server gives out on the way, the error's ``id`` is that of the first event that may be missing.
         """
-        return await self._outgoing.publish(publications)
+        return await self._outgoing.publish(map(drafted, publications))
 
     def publish_sync(
         self,
@@ -233,14 +233,14 @@ class Bus:
         ephemeral: bool = False,
     ) -> Receipt:
         """As :meth:`publish`, from threads and scripts: blocks, and opens what it needs by itself."""
-        publication = Publication(event, topics, key, id, delay, at, log)
+        draft = (event, topics, key, id, delay, at, log, NO_LIMITS)
         if ephemeral:
-            return self._outgoing.whisper_sync(publication)
-        return self.publish_many_sync([publication])[0]
+            return self._outgoing.whisper_sync(draft)
+        return self._outgoing.publish_sync((draft,))[0]
 
     def publish_many_sync(self, publications: Iterable[Publication]) -> list[Receipt]:
         """As :meth:`publish_many`, from threads and scripts."""
-        return self._outgoing.publish_sync(publications)
+        return self._outgoing.publish_sync(map(drafted, publications))
 
     async def flush(self, log: str | None = None) -> None:
         """Return once the ephemeral events are out that this loop has published to a log until now. Raises nothing.

@@ -9,14 +9,14 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from bus.errors import BusUnavailable, InvalidEvent, UnsafeServer
+from bus.errors import BusUnavailable, UnsafeServer
 from bus.finishing import finished
 from bus.life import Life
-from bus.publication import Publication
-from bus.publisher import Answer, Letter, Pause, Publisher, Receipt
+from bus.publication import Draft
+from bus.publisher import Answer, Pause, Publisher, Receipt
 from bus.settings import check_log
 from bus.sides import Side
-from bus.store.base import Whisper
+from bus.store.base import Batch
 
 __all__ = ["Outgoing"]
 
@@ -30,29 +30,29 @@ class Outgoing:
 
     # -- from tasks ----------------------------------------------------------------------------------------------------
 
-    async def publish(self, publications: Iterable[Publication]) -> list[Receipt]:
+    async def publish(self, drafts: Iterable[Draft]) -> list[Receipt]:
         """Numbered events, in order. On a loop that has not opened the bus it works through a thread."""
-        letters = [self._publisher.letter(publication) for publication in publications]
+        batches = self._publisher.batches(drafts)
         side = None if self._life.closed else self._life.sides.here()
         if side is None:
-            return await asyncio.to_thread(self._send, letters)
+            return await asyncio.to_thread(self._send, batches)
         side.uses += 1  # whoever leaves meanwhile is not the last
         try:
-            return await self._append(side, letters)
+            return await self._append(side, batches)
         finally:
             await finished(self._life.sides.release(side))
 
-    async def _append(self, side: Side, letters: list[Letter]) -> list[Receipt]:
+    async def _append(self, side: Side, batches: list[Batch]) -> list[Receipt]:
         if side.whispers:
-            for name in {letter.log for letter in letters}:
+            for name in {batch.log for batch in batches}:
                 await side.whispers.flush(name)
-        plan = self._publisher.plan(letters)
+        plan = self._publisher.plan(batches)
         answer: Answer = None
         while True:
             try:
                 step = plan.send(answer)
             except StopIteration as done:
-                return list(done.value)
+                return done.value  # type: ignore[no-any-return]  # StopIteration has no type for it
             answer = None
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
@@ -62,16 +62,16 @@ class Outgoing:
             except BusUnavailable as error:
                 answer = error
 
-    async def whisper(self, publication: Publication) -> Receipt:
+    async def whisper(self, draft: Draft) -> Receipt:
         """An ephemeral event."""
-        letter = self._ephemeral(publication)
+        log, event_id, whisper = self._publisher.whisper(draft)
         side = None if self._life.closed else self._life.sides.here()
         if side is not None:
-            position = await side.whispers.say(letter.log, _whisper(letter))
+            position = await side.whispers.say(log, whisper)
         else:
             async with self._life.using() as passing:
-                position = await passing.whispers.say(letter.log, _whisper(letter))
-        return Receipt(letter.id, position, duplicate=False, jobs=0)
+                position = await passing.whispers.say(log, whisper)
+        return Receipt(event_id, position, duplicate=False, jobs=0)
 
     async def flush(self, log: str | None) -> None:
         """See :meth:`bus.Bus.flush`."""
@@ -81,28 +81,28 @@ class Outgoing:
 
     # -- from threads --------------------------------------------------------------------------------------------------
 
-    def publish_sync(self, publications: Iterable[Publication]) -> list[Receipt]:
+    def publish_sync(self, drafts: Iterable[Draft]) -> list[Receipt]:
         """As :meth:`publish`; blocks, and opens what it needs by itself."""
-        return self._send([self._publisher.letter(publication) for publication in publications])
+        return self._send(self._publisher.batches(drafts))
 
-    def _send(self, letters: list[Letter]) -> list[Receipt]:
+    def _send(self, batches: list[Batch]) -> list[Receipt]:
         try:
             self._life.usable()
         except UnsafeServer:
             raise
         except BusUnavailable as error:
-            first = letters[0].id if letters else None
+            first = batches[0].posts[0].id if batches else None
             raise BusUnavailable(f"{error}; nothing was published", outcome="refused", id=first) from error
         if self._life.whispers:
-            for name in {letter.log for letter in letters}:
+            for name in {batch.log for batch in batches}:
                 self._life.whispers.flush(name)
-        plan = self._publisher.plan(letters)
+        plan = self._publisher.plan(batches)
         answer: Answer = None
         while True:
             try:
                 step = plan.send(answer)
             except StopIteration as done:
-                return list(done.value)
+                return done.value  # type: ignore[no-any-return]  # StopIteration has no type for it
             answer = None
             if isinstance(step, Pause):
                 time.sleep(step.seconds)
@@ -112,22 +112,13 @@ class Outgoing:
             except BusUnavailable as error:
                 answer = error
 
-    def whisper_sync(self, publication: Publication) -> Receipt:
+    def whisper_sync(self, draft: Draft) -> Receipt:
         """As :meth:`whisper`; blocks where it has to wait."""
-        letter = self._ephemeral(publication)
+        log, event_id, whisper = self._publisher.whisper(draft)
         self._life.usable()
-        position = self._life.whispers.say(letter.log, _whisper(letter))
-        return Receipt(letter.id, position, duplicate=False, jobs=0)
+        position = self._life.whispers.say(log, whisper)
+        return Receipt(event_id, position, duplicate=False, jobs=0)
 
     def flush_sync(self, log: str | None) -> None:
         """See :meth:`bus.Bus.flush_sync`."""
         self._life.whispers.flush(check_log(log))
-
-    def _ephemeral(self, publication: Publication) -> Letter:
-        if publication.delay is not None or publication.at is not None:
-            raise InvalidEvent("an ephemeral event has no jobs to delay: leave delay= and at= out")
-        return self._publisher.letter(publication)
-
-
-def _whisper(letter: Letter) -> Whisper:
-    return Whisper(letter.topics, letter.body)

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from bus.errors import BusError, HookFailed, InvalidSettings
@@ -27,7 +28,7 @@ from bus.events import Event
 from bus.store.base import NO_LIMITS, OwnLimits
 from bus.topics import topic_set
 
-__all__ = ["Delay", "Hook", "Hooks", "Publication"]
+__all__ = ["Delay", "Draft", "Hook", "Hooks", "Publication", "drafted"]
 
 Delay = timedelta | float
 """A length of time: a ``timedelta``, or seconds."""
@@ -49,6 +50,21 @@ class Publication:
     log: str | None = None
     own: OwnLimits = NO_LIMITS
 
+
+Draft = tuple[
+    Event | Mapping[str, Any],
+    Iterable[str],
+    str | None,
+    str | None,
+    Delay | None,
+    datetime | None,
+    str | None,
+    OwnLimits,
+]
+"""A publication's fields. Most are never more than that: only a hook has to be shown an object, which costs a microsecond."""
+
+drafted: Callable[[Publication], Draft] = attrgetter("event", "topics", "key", "id", "delay", "at", "log", "own")
+"""A publication as a draft."""
 
 Hook = Callable[[Publication], Publication]
 """Gives the draft back, as it is or another one; or raises, and nothing is published.
@@ -74,17 +90,17 @@ class Hooks:
         with self._adding:
             self._hooks += (hook,)
 
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
     def ask(self, publication: Publication) -> Publication:
         """The publication as the hooks leave it.
 
         Raises what a hook raises if that is a :class:`~bus.errors.BusError` (:class:`~bus.errors.Refused` above all), and
         :class:`~bus.errors.HookFailed` for everything else: what nobody has judged is not published.
         """
-        hooks = self._hooks
-        if not hooks:
-            return publication
         draft = replace(publication, topics=topic_set(publication.topics))
-        for hook in hooks:
+        for hook in self._hooks:
             draft = _asked(hook, draft)
         return draft
 

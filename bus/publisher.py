@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
-from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
 
 from bus import codec, ids
 from bus.bindings import Routing
 from bus.causation import CAUSE
 from bus.clock import Clock
 from bus.errors import BusUnavailable, InvalidEvent, LogClosed, PayloadTooLarge
+from bus.events import Event
 from bus.position import Position
-from bus.publication import Delay, Hooks, Publication
+from bus.publication import Delay, Draft, Hooks, Publication, drafted
 from bus.settings import Limits, check_log
 from bus.store import base
-from bus.store.base import Appended, Batch, Ended, OwnLimits, Post, Stale
-from bus.topics import topic_set
+from bus.store.base import Appended, Batch, Ended, Post, Stale, Whisper
 
-__all__ = ["Answer", "Delay", "Letter", "Pause", "Publication", "Publisher", "Receipt"]
+__all__ = ["Answer", "Delay", "Pause", "Publication", "Publisher", "Receipt"]
 
 BATCH = 500
 """Posts in one script call at most, so that no call holds the server up for long."""
@@ -46,21 +46,6 @@ class Receipt(NamedTuple):
     position: Position
     duplicate: bool
     jobs: int
-
-
-class Letter(NamedTuple):
-    """A publication, checked and encoded: nothing about it can fail any more but the way to the store."""
-
-    id: str
-    type: str
-    topics: str
-    data: bytes
-    body: bytes
-    key: str | None
-    token: str
-    due: str
-    log: str
-    own: OwnLimits
 
 
 class Pause(NamedTuple):
@@ -91,131 +76,133 @@ class Publisher:
         """Know no bindings, version 0: right for a namespace that has none, and stale (then told so) for any other."""
         self._routing = Routing(Stale(0, {}))
 
-    def letter(self, publication: Publication) -> Letter:
-        """Ask the hooks, then check and encode one publication.
+    def batches(self, drafts: Iterable[Draft]) -> list[Batch]:
+        """Ask the hooks, then check, encode and match: nothing about it can fail any more but the way to the store.
 
-        Raises ``InvalidEvent``, ``InvalidTopic``, ``PayloadTooLarge``, ``InvalidLog``, and what the hooks raise.
+        Runs of one log become batches of bounded number and size, in order. Raises ``InvalidEvent``, ``InvalidTopic``,
+        ``PayloadTooLarge``, ``InvalidLog``, and what the hooks raise.
         """
-        publication = self.hooks.ask(publication)
-        cause = CAUSE.get()
-        key = _checked_key(publication.key)
+        routing, size = self._routing, 0
+        batches: list[Batch] = []
+        for draft in drafts:
+            event, topics, key, given_id, delay, at, log, own = self._asked(draft)
+            event_id, kind, line, data, body = self._written(event, topics, key, given_id)
+            due = "" if delay is None and at is None else _due(delay, at)
+            post = Post(event_id, ids.token(), line, body, routing.jobs(kind, line, key, data), due)
+            log, size = check_log(log), size + len(body)
+            if batches:
+                last = batches[-1]
+                if last.log == log and last.own == own and len(last.posts) < BATCH and size <= BATCH_BYTES:
+                    last.posts.append(post)
+                    continue
+            batches.append(Batch(log, self._log_limits, self._window_ms, ids.epoch(), routing.version, [post], own))
+            size = len(body)
+        return batches
+
+    def whisper(self, draft: Draft) -> tuple[str, str, Whisper]:
+        """An ephemeral event, checked as all others: the log's name, its id, and what is to be told."""
+        event, topics, key, given_id, delay, at, log, _ = self._asked(draft)
+        if delay is not None or at is not None:
+            raise InvalidEvent("an ephemeral event has no jobs to delay: leave delay= and at= out")
+        event_id, _, line, _, body = self._written(event, topics, key, given_id)
+        return check_log(log), event_id, Whisper(line, body)
+
+    def _asked(self, draft: Draft) -> Draft:
+        return drafted(self.hooks.ask(Publication(*draft))) if self.hooks else draft
+
+    def _written(
+        self, event: Event | Mapping[str, Any], topics: Iterable[str], key: str | None, id: str | None
+    ) -> codec.Written:
         written = codec.write(
-            publication.event,
-            id=_checked_id(publication.id),
+            event,
+            topics,
+            key if key is None else _checked_key(key),
+            id=id if id is None else _checked_id(id),
             source=self._source,
             now_ms=self._clock.now_ms(),
-            topics=topic_set(publication.topics),
-            key=key,
-            correlationid=cause.correlation if cause else None,
-            causationid=cause.id if cause else None,
-            traceparent=cause.traceparent if cause else None,
+            cause=CAUSE.get(),
         )
-        if len(written.body) > self._limits.max_bytes:
-            raise PayloadTooLarge(len(written.body), self._limits.max_bytes)
-        return Letter(*written, key, ids.token(), _due(publication), check_log(publication.log), publication.own)
+        if len(written[-1]) > self._limits.max_bytes:
+            raise PayloadTooLarge(len(written[-1]), self._limits.max_bytes)
+        return written
 
-    def plan(self, letters: Sequence[Letter]) -> Plan:
+    def plan(self, batches: Sequence[Batch]) -> Plan:
         """Append all, again and again where it is safe and of use, until answered or past the deadline.
 
         One batch at a time, so that no event is ever passed by a later one.
         """
         receipts: list[Receipt] = []
         deadline, pause_s, unknown = time.monotonic() + self._limits.deadline_s, FIRST_PAUSE_S, False
-        for chunk in _chunks(letters):
+        for first in batches:
+            batch = first
             while True:
-                routing = self._routing
-                batch = self._batch(routing, chunk)
+                if batch.version != self._routing.version:
+                    batch = _matched(batch, self._routing)
                 sent_at = time.monotonic()
                 answer = yield batch
+                if isinstance(answer, list):
+                    break
                 if isinstance(answer, BusUnavailable):
                     # Once unknown, always unknown: a later refusal says nothing of what was sent before.
                     unknown = unknown or answer.outcome == "unknown"
                     took_s = time.monotonic() - sent_at  # a server that hangs lets the next attempt take as long
                     if sent_at + took_s + pause_s + took_s > deadline:
-                        raise _given_up(answer, chunk[0], unknown=unknown)
+                        raise _given_up(answer, batch.posts[0].id, unknown=unknown)
                     yield Pause(pause_s)
                     pause_s = min(2 * pause_s, LAST_PAUSE_S)
-                    continue
-                if isinstance(answer, Ended):
-                    raise LogClosed(batch.log, answer.position, chunk[0].id)
-                if not isinstance(answer, Stale):
-                    break
-                self._learn(answer)
-            receipts += [
-                _receipt(letter, appended, len(post.jobs))
-                for letter, post, appended in zip(chunk, batch.posts, answer or [], strict=True)
-            ]
+                    batch = batch._replace(epoch=ids.epoch())  # the log may have lived and ended meanwhile
+                elif isinstance(answer, Ended):
+                    raise LogClosed(batch.log, answer.position, batch.posts[0].id)
+                elif isinstance(answer, Stale) and answer.version != self._routing.version:
+                    self._routing = Routing(answer)
+            receipts += map(_receipt, batch.posts, answer)
             unknown = False
         return receipts
 
-    def _learn(self, stale: Stale) -> None:
-        if stale.version != self._routing.version:
-            self._routing = Routing(stale)
 
-    def _batch(self, routing: Routing, letters: Sequence[Letter]) -> Batch:
-        posts = []
-        used: dict[int, int] = {}
-        for letter in letters:
-            wanted = routing.jobs(letter.type, letter.topics, letter.key, partial(codec.fields, letter.data))
-            jobs = tuple([(used.setdefault(route, len(used)), key) for route, key in wanted])
-            posts.append(Post(letter.id, letter.token, letter.topics, letter.body, jobs, letter.due))
-        routes = tuple([routing.routes[route] for route in used])
-        log, own = letters[0].log, letters[0].own
-        return Batch(log, self._log_limits, self._window_ms, ids.epoch(), routing.version, routes, tuple(posts), own)
+def _matched(batch: Batch, routing: Routing) -> Batch:
+    """The same events for the handlers of now. Rare, so they are read back from what was written."""
+    posts = []
+    for post in batch.posts:
+        envelope = codec.decode(post.body, max_bytes=len(post.body))
+        jobs = routing.jobs(envelope.type, post.topics, envelope.key, to_json(envelope.data))
+        posts.append(post._replace(jobs=jobs))
+    return batch._replace(version=routing.version, posts=posts)
 
 
-def _chunks(letters: Sequence[Letter]) -> Iterable[list[Letter]]:
-    """Runs of one log, of bounded number and size, in order."""
-    if len(letters) == 1:
-        yield [letters[0]]
-        return
-    for _, run in groupby(letters, key=lambda letter: (letter.log, letter.own)):
-        chunk: list[Letter] = []
-        size = 0
-        for letter in run:
-            if chunk and (len(chunk) >= BATCH or size + len(letter.body) > BATCH_BYTES):
-                yield chunk
-                chunk, size = [], 0
-            chunk.append(letter)
-            size += len(letter.body)
-        yield chunk
-
-
-def _receipt(letter: Letter, appended: Appended, jobs: int) -> Receipt:
-    position = Position(appended.epoch, appended.seq, appended.token)
-    if not appended.duplicate:
-        return Receipt(letter.id, position, duplicate=False, jobs=jobs)
+def _receipt(post: Post, appended: Appended) -> Receipt:
+    position, duplicate = appended
+    if not duplicate:
+        return Receipt(post.id, position, False, len(post.jobs))  # noqa: FBT003 - by position is faster
     # A lost reply answered by a repeat looks the same from here as somebody else's event under this id, but for its token.
-    ours = appended.token == letter.token
+    ours = position.token == post.token
     if not ours:
-        log.info("event %s was published before; the first one counts", letter.id)
-    return Receipt(letter.id, position, not ours, jobs if ours else 0)
+        log.info("event %s was published before; the first one counts", post.id)
+    return Receipt(post.id, position, not ours, len(post.jobs) if ours else 0)
 
 
-def _given_up(error: BusUnavailable, letter: Letter, *, unknown: bool) -> BusUnavailable:
+def _given_up(error: BusUnavailable, event_id: str, *, unknown: bool) -> BusUnavailable:
     """The end of a publish: of this event, and of those after it; the ones before it were published."""
-    event_id = letter.id
     if not unknown:
         return BusUnavailable(f"{error}; the event was not published", outcome="refused", id=event_id)
     why = f"{error}; whether the event was published is unknown: publish it again with id={event_id!r}, and it counts once"
     return BusUnavailable(why, outcome="unknown", id=event_id)
 
 
-def _checked_id(id: str | None) -> str | None:
-    if id is not None and (not isinstance(id, str) or not 0 < len(id) <= 255 or not id.isprintable()):
+def _checked_id(id: str) -> str:
+    if not isinstance(id, str) or not 0 < len(id) <= 255 or not id.isprintable():
         raise InvalidEvent("an id is text of 1 to 255 printable characters")
     return id
 
 
-def _checked_key(key: str | None) -> str | None:
-    if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or not key.isprintable()):
+def _checked_key(key: str) -> str:
+    if not isinstance(key, str) or not 0 < len(key) <= 255 or not key.isprintable():
         raise InvalidEvent("a key is text of 1 to 255 printable characters, such as an agent's id")
     return key
 
 
-def _due(publication: Publication) -> str:
+def _due(delay: Delay | None, at: datetime | None) -> str:
     """When the jobs are due, in the words of :class:`bus.store.base.Post`."""
-    delay, at = publication.delay, publication.at
     if delay is not None and at is not None:
         raise InvalidEvent("give delay= or at=, not both")
     if at is not None:

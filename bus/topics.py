@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from bus.errors import InvalidTopic
 
-__all__ = ["WORKER", "Matcher", "check_pattern", "check_topic", "own_log", "topic_set"]
+__all__ = ["WORKER", "Matcher", "check_pattern", "check_topic", "own_log", "plural", "topic_set"]
 
 WORKER: Final = "$worker"
 """The first segment of all that workers tell, and the name of the log on which they tell it."""
@@ -66,7 +66,7 @@ def own_log(patterns: Iterable[str]) -> str | None:
 
     Raises ``InvalidTopic`` for a mixture, since a listener has one log.
     """
-    given = [pattern for pattern in _plural(patterns) if isinstance(pattern, str)]
+    given = [pattern for pattern in plural(patterns) if isinstance(pattern, str)]
     others = [pattern for pattern in given if not pattern.startswith(f"{WORKER}:")]
     if len(others) == len(given):
         return None
@@ -81,13 +81,23 @@ def topic_set(topics: Iterable[str], *, reserved: bool = False) -> tuple[str, ..
     An empty set is a valid one: it reaches no listener. A lone ``str`` raises ``InvalidTopic`` instead of being taken
     for a list of one-letter topics.
     """
-    given = tuple(_plural(topics))
+    given = tuple(plural(topics))
     if len(given) > _FEW:
         return _checked_set(given, reserved)
     try:
         return _remembered_set(given, reserved)
     except TypeError:  # something in it cannot be hashed, so it is no text
         return _checked_set(given, reserved)
+
+
+def plural(topics: Iterable[Any]) -> Iterator[Any]:
+    """Its items, unchecked; a lone ``str``, and what has no items, raise ``InvalidTopic``."""
+    if isinstance(topics, str):
+        raise _lone_text(topics)
+    try:
+        return iter(topics)
+    except TypeError:
+        raise InvalidTopic(_kind(topics), "pass a list of topics") from None
 
 
 def _checked_set(topics: tuple[Any, ...], reserved: bool) -> tuple[str, ...]:  # noqa: FBT001  # as below
@@ -110,7 +120,7 @@ class Matcher:
     _CACHED: Final = 1024
 
     def __init__(self, patterns: Iterable[str], *, reserved: bool = False) -> None:
-        checked = dict.fromkeys([check_pattern(pattern, reserved=reserved) for pattern in _plural(patterns)])
+        checked = dict.fromkeys([check_pattern(pattern, reserved=reserved) for pattern in plural(patterns)])
         self._patterns = tuple(checked)
         self._exact = frozenset(pattern for pattern in checked if "*" not in pattern)
         wild = [_expression(pattern) for pattern in checked if "*" in pattern]
@@ -212,15 +222,6 @@ def _why_segment(segment: str) -> str | None:
     if len(segment) > _MAX_SEGMENT:
         return f"a segment has {len(segment)} characters and the limit is {_MAX_SEGMENT}: use a shorter one"
     return None
-
-
-def _plural(topics: Iterable[Any]) -> Iterator[Any]:
-    if isinstance(topics, str):
-        raise _lone_text(topics)
-    try:
-        return iter(topics)
-    except TypeError:
-        raise InvalidTopic(_kind(topics), "pass a list of topics") from None
 
 
 def _lone_text(text: str) -> InvalidTopic:

@@ -171,7 +171,7 @@ class Form:
     def __init__(self, kind: type[Notice], source: str, topic: str) -> None:
         self.topic = topic
         empty = kind.model_construct(worker="")
-        body = codec.write(empty, id=_SOME_ID, source=source, now_ms=0, topics=(topic,), key=None).body
+        *_, body = codec.write(empty, (topic,), None, id=_SOME_ID, source=source, now_ms=0, reserved=True)
         self._before_id, body = _cut(body, _SOME_ID)
         self._after_id, body = _cut(body, rfc3339(0))
         self._after_time = body[: body.rindex(b'"data":') + len(b'"data":')]  # the last on the wire

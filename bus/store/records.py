@@ -117,7 +117,7 @@ NO_LIMITS = OwnLimits()
 
 
 class Post(NamedTuple):
-    """One event to append, with its jobs as (index into the batch's routes, lane key or ``""`` for no lane).
+    """One event to append, with its jobs as (route, lane key or ``""`` for no lane).
 
     ``due`` delays the jobs only: ``""`` is now, ``"+1500"`` is in 1,500 ms, ``"=1790000000000"`` is at that time. Of
     what is due in the same millisecond the older job comes first.
@@ -127,7 +127,7 @@ class Post(NamedTuple):
     token: str
     topics: str
     body: bytes
-    jobs: tuple[tuple[int, str], ...] = ()
+    jobs: tuple[tuple[Route, str], ...] = ()
     due: str = ""
 
 
@@ -144,17 +144,14 @@ class Batch(NamedTuple):
     window_ms: int
     epoch: str
     version: int
-    routes: tuple[Route, ...]
-    posts: tuple[Post, ...]
+    posts: list[Post]
     own: OwnLimits = NO_LIMITS
 
 
 class Appended(NamedTuple):
     """What became of one post. A duplicate has the position of the first, and no jobs of its own."""
 
-    epoch: str
-    seq: int
-    token: str
+    position: Position
     duplicate: bool
 
 

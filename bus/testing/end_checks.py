@@ -6,9 +6,9 @@ import time
 from itertools import pairwise
 
 from bus.position import ROOT_TOKEN, Position
-from bus.store.base import Appended, Ended, Entry, Frame, OwnLimits, Page, Route, Stale, Store, Whisper
+from bus.store.base import Appended, Ended, Entry, Frame, OwnLimits, Page, Stale, Store, Whisper
 from bus.testing.live_checks import confirmed, door, frames, subscribed
-from bus.testing.store_checks import Worker, append, batch, collected, post, until, whisper, write
+from bus.testing.store_checks import HOME, Worker, append, batch, collected, post, until, whisper, write
 
 __all__ = ["END_CHECKS"]
 
@@ -43,7 +43,7 @@ def check_closing_answers_the_top_and_is_safe_twice(store: Store) -> None:
 
     positions = [store.close_log("main", "unused"), store.close_log("main", "later")]
 
-    assert positions == [Position(*last[:3])] * 2, f"the top is {last}, and closing answered {positions}"
+    assert positions == [last.position] * 2, f"the top is {last}, and closing answered {positions}"
     assert read(store).closed, "a log that was closed twice is open"
 
 
@@ -58,17 +58,16 @@ def check_a_log_may_be_closed_before_it_was_written_to(store: Store) -> None:
 
 
 def check_a_closed_log_takes_nothing_new_and_writes_nothing(store: Store) -> None:
-    routes = [Route("q", "h", 1)]
     write(store, b"a")
     position = store.close_log("main", "unused")
-    late = post(b"late", jobs=[(0, "")])
+    late = post(b"late", jobs=[(HOME, "")])
 
-    answer = store.append(batch(late, post(b"more"), routes=routes))
+    answer = store.append(batch(late, post(b"more")))
 
     assert answer == Ended(position), f"an append to a closed log was answered {answer}"
     assert [entry.body for entry in read(store).entries] == [b"a"], "a closed log was written to"
     assert (store.pending("q"), Worker(store).take()) == (0, []), "an event that was refused was queued"
-    (elsewhere,) = append(store, batch(late, log="two", routes=routes))
+    (elsewhere,) = append(store, batch(late, log="two"))
     assert not elsewhere.duplicate, "an event that was refused used up its id"
     assert store.pending("q") == 1, "the same event was not queued with another log"
 
@@ -107,8 +106,8 @@ async def check_the_end_is_heard_after_the_last_event(store: Store) -> None:
         write(store, b"elsewhere", log="other")
         heard = [await frames(each, 3) for each in (one, two)]
 
-    assert here == there == Position(*last[:3]), f"the top is {last}, and closing answered {here} and {there}"
-    end = Frame(last.epoch, Entry(last.seq, last.token, ROOT_TOKEN, "", b""), end=True)
+    assert here == there == last.position, f"the top is {last}, and closing answered {here} and {there}"
+    end = Frame(last.position.epoch, Entry(last.position.seq, last.position.token, ROOT_TOKEN, "", b""), end=True)
     for found in heard:
         assert [found[0].entry.body, found[0].end] == [b"last", False], f"first came {found[0]}"
         assert found[1:] == [end, end], f"the end was heard as {found[1:]}"
@@ -219,7 +218,7 @@ def check_a_time_is_found_between_the_entries_before_and_after_it(store: Store) 
     time.sleep(0.003)
     answers, times = spaced(store, 23)
 
-    places = [Position(answers[0].epoch, 0, ROOT_TOKEN), *(Position(*one[:3]) for one in answers)]
+    places = [Position(answers[0].position.epoch, 0, ROOT_TOKEN), *(one.position for one in answers)]
     for at_ms, place in zip([begun, *times], places, strict=True):
         found = store.seek("main", "unused", at_ms)
         assert found == place, f"the place of {at_ms} is {place}, and {found} was found"
@@ -261,8 +260,8 @@ def check_a_time_is_found_in_what_is_kept(store: Store) -> None:
 
     before, inside = store.seek("main", "unused", times[2]), store.seek("main", "unused", times[9])
 
-    assert before == Position(*answers[7][:3]), f"all that is kept is younger, but {before} is not just before it"
-    assert inside == Position(*answers[9][:3]), f"the place is {answers[9]}, and {inside} was found"
+    assert before == answers[7].position, f"all that is kept is younger, but {before} is not just before it"
+    assert inside == answers[9].position, f"the place is {answers[9]}, and {inside} was found"
     page = read(store, before.seq)
     assert page.entries[0].prev == before.token, "what follows the position that was found does not join it"
 
@@ -273,7 +272,7 @@ def check_what_is_past_its_age_is_not_found(store: Store) -> None:
     until(lambda: not seqs(store), "an entry to pass its age")
 
     found = store.seek("main", "unused", 0)
-    assert found == Position(*last[:3]), f"nothing is kept, so the place is the top, and {found} was found"
+    assert found == last.position, f"nothing is kept, so the place is the top, and {found} was found"
 
 
 def check_an_empty_log_has_one_place(store: Store) -> None:
@@ -290,7 +289,7 @@ def check_a_time_is_found_in_a_closed_log(store: Store) -> None:
 
     found = store.seek("main", "unused", times[1])
 
-    assert found == Position(*answers[1][:3]), f"the place is {answers[1]}, and {found} was found"
+    assert found == answers[1].position, f"the place is {answers[1]}, and {found} was found"
 
 
 END_CHECKS = collected(globals())

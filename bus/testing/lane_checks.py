@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bus.store.base import Exchange, Route, Settlement, Store
-from bus.testing.store_checks import Worker, append, batch, bodies, collected, enqueue, post, until
+from bus.testing.store_checks import HOME, Worker, append, batch, bodies, collected, enqueue, post, until
 
 __all__ = ["LANE_CHECKS"]
 
@@ -130,9 +130,9 @@ def check_lane_keys_may_be_any_text(store: Store) -> None:
 
 def check_what_is_due_at_once_comes_in_order(store: Store) -> None:
     worker = Worker(store)
-    routes = [Route("q", "h", 1), Route("q", "h2", 1)]
-    posts = [post(b"%d" % n, jobs=[(0, "a"), (1, "")], due="+5") for n in range(12)]
-    append(store, batch(*posts, routes=routes))
+    other = Route("q", "h2", 1)
+    posts = [post(b"%d" % n, jobs=[(HOME, "a"), (other, "")], due="+5") for n in range(12)]
+    append(store, batch(*posts))
 
     until(lambda: worker.beat(held=[]).next_due_ms is None, "all to be due")
 

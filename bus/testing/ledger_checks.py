@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bus.store.base import Route, Store
 from bus.testing.lease_checks import lose_lease
-from bus.testing.store_checks import NEVER, Worker, append, batch, collected, enqueue, post, until
+from bus.testing.store_checks import HOME, NEVER, Worker, append, batch, collected, enqueue, post, until
 
 __all__ = ["LEDGER_CHECKS"]
 
@@ -66,8 +66,7 @@ def check_a_removed_binding_makes_publishers_match_anew(store: Store) -> None:
 def check_a_removed_bindings_work_stays(store: Store) -> None:
     store.bind({"h": b"1", "h2": b"2"})
     version = store.bindings().version
-    routes = [Route("q", "h", 1), Route("q", "h2", 1)]
-    append(store, batch(post(b"1", jobs=[(0, ""), (1, "")]), routes=routes, version=version))
+    append(store, batch(post(b"1", jobs=[(HOME, ""), (Route("q", "h2", 1), "")]), version=version))
     worker = Worker(store)
     worker.settle(worker.take_one(handlers=("h2",)))
 

@@ -107,13 +107,15 @@ async def check_an_announcement_is_heard_and_leaves_no_number(store: Store) -> N
         (second,) = write(store, b"second")
         found = await frames(heard, 3)
 
-    top = Position(*first[:3])
+    top = first.position
     assert isinstance(there, Announced), f"nobody closed the log, and the answer is {there}"
     assert (here, there.position) == (top, top), f"announced after {first}, and told {here} and {there}"
-    expected = Frame("e1", Entry(1, first.token, ROOT_TOKEN, "agent:a agent:b", b"whi\nsper\x00\xff"), ephemeral=True)
+    expected = Frame(
+        "e1", Entry(1, first.position.token, ROOT_TOKEN, "agent:a agent:b", b"whi\nsper\x00\xff"), ephemeral=True
+    )
     assert found[0] == expected, f"the announcement was heard as {found[0]}"
     assert [frame.ephemeral for frame in found] == [True, True, False], f"wrong marks on {found}"
-    assert second.seq == 2, f"an announcement used up a number: the next event has {second.seq}"
+    assert second.position.seq == 2, f"an announcement used up a number: the next event has {second.position.seq}"
     kept = [entry.body for entry in store.read("main", "unused", 0, 10).entries]
     assert kept == [b"first", b"second"], f"an announcement was recorded: {kept}"
 
@@ -150,7 +152,9 @@ async def check_an_announcement_on_an_empty_log_gives_it_its_epoch(store: Store)
     (later,) = append(store, batch(post(), epoch="written"))
 
     assert position == Position("told", 0, ROOT_TOKEN), f"announced on an empty log, and told {position}"
-    assert (later.epoch, later.seq) == ("told", 1), f"the epoch that was announced did not stay: {later}"
+    assert (later.position.epoch, later.position.seq) == ("told", 1), (
+        f"the epoch that was announced did not stay: {later}"
+    )
 
 
 async def check_a_subscription_does_not_choose_the_epoch(store: Store) -> None:
@@ -159,7 +163,9 @@ async def check_a_subscription_does_not_choose_the_epoch(store: Store) -> None:
         (first,) = append(store, batch(post(), epoch="offered"))
         (frame,) = await frames(heard, 1)
 
-    assert (first.epoch, frame.epoch) == ("offered", "offered"), f"the epoch is {first.epoch}, {frame.epoch}"
+    assert (first.position.epoch, frame.epoch) == ("offered", "offered"), (
+        f"the epoch is {first.position.epoch}, {frame.epoch}"
+    )
 
 
 async def check_both_doors_write_one_log(store: Store) -> None:
@@ -173,8 +179,8 @@ async def check_both_doors_write_one_log(store: Store) -> None:
         await loop_store.append(batch(post(b"third"), version=version))
         page = await loop_store.read("main", "unused", 1, 10)
 
-    assert one == [Appended("e1", 1, known.token, duplicate=False)], f"the loop's append was answered {one}"
-    assert again == [Appended("e1", 1, known.token, duplicate=True)], f"its repeat was answered {again}"
+    assert one == [Appended(Position("e1", 1, known.token), duplicate=False)], f"the loop's append was answered {one}"
+    assert again == [Appended(Position("e1", 1, known.token), duplicate=True)], f"its repeat was answered {again}"
     assert stale == Stale(version, {"a": b"1"}), f"a stale batch was answered {stale}"
     assert isinstance(page, Page), "a page is a page through either door"
     assert page == store.read("main", "unused", 1, 10), "the two doors read different logs"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from bus.position import ROOT_TOKEN
+from bus.position import ROOT_TOKEN, Position
 from bus.store.base import Appended, Entry, Page, Route, Stale, Store
-from bus.testing.store_checks import Worker, append, batch, bodies, collected, post, until, whisper, write
+from bus.testing.store_checks import HOME, Worker, append, batch, bodies, collected, post, until, whisper, write
 
 __all__ = ["LOG_CHECKS"]
 
@@ -29,7 +29,7 @@ def check_numbers_begin_at_1_and_have_no_hole(store: Store) -> None:
     last = append(store, batch(post(b"e"), post(b"f")))
 
     answers = [*first, *more, *last]
-    numbers = [one.seq for one in answers]
+    numbers = [one.position.seq for one in answers]
     assert numbers == [1, 2, 3, 4, 5, 6], f"numbers were {numbers}"
     assert seqs(read(store)) == numbers, "the log holds other numbers than were answered"
 
@@ -38,7 +38,7 @@ def check_logs_are_numbered_apart(store: Store) -> None:
     write(store, b"a", b"b", log="one")
     (other,) = write(store, b"c", log="two")
 
-    assert other.seq == 1, f"the first event of a second log has the number {other.seq}"
+    assert other.position.seq == 1, f"the first event of a second log has the number {other.position.seq}"
     assert [entry.body for entry in read(store, log="two").entries] == [b"c"], "a log shows another log's events"
 
 
@@ -60,7 +60,7 @@ def check_an_append_answers_what_the_log_then_holds(store: Store) -> None:
 
     (answer,) = append(store, batch(one, epoch="offered"))
 
-    assert answer == Appended("offered", 1, one.token, duplicate=False), f"the answer was {answer}"
+    assert answer == Appended(Position("offered", 1, one.token), duplicate=False), f"the answer was {answer}"
     expected = Page("offered", 1, one.token, [Entry(1, one.token, ROOT_TOKEN, one.topics, b"a")])
     assert read(store) == expected, f"the log holds {read(store)}"
 
@@ -71,7 +71,7 @@ def check_the_first_epoch_offered_stays(store: Store) -> None:
     page = store.read("main", "third", 0, 10)
     position = whisper(store, epoch="fourth")
 
-    seen = [first.epoch, second.epoch, page.epoch, position.epoch]
+    seen = [first.position.epoch, second.position.epoch, page.epoch, position.epoch]
     assert seen == ["first"] * 4, f"the log's epoch should stay 'first', and was {seen}"
 
 
@@ -80,14 +80,14 @@ def check_a_read_of_an_empty_log_gives_it_its_epoch(store: Store) -> None:
     (later,) = append(store, batch(post(), epoch="written"))
 
     assert page == Page("read", 0, ROOT_TOKEN, []), f"an empty log reads as {page}"
-    assert (later.epoch, later.seq) == ("read", 1), f"the epoch that was read did not stay: {later}"
+    assert (later.position.epoch, later.position.seq) == ("read", 1), f"the epoch that was read did not stay: {later}"
 
 
 def check_arbitrary_bytes_survive(store: Store) -> None:
     contents = [bytes(range(256)), b"", b"\x00", b"a\nb\r\n\n", b"\xff\xfe|:{}", bytes(range(256)) * 800]
     route = Route("q", "h", 1)
 
-    append(store, batch(*(post(body, jobs=[(0, "")]) for body in contents), routes=[route]))
+    append(store, batch(*(post(body, jobs=[(route, "")]) for body in contents)))
 
     assert [entry.body for entry in read(store).entries] == contents, "the log changed an event's bytes"
     taken = bodies(Worker(store).take())
@@ -97,7 +97,9 @@ def check_arbitrary_bytes_survive(store: Store) -> None:
 def check_a_batch_may_be_long_or_empty(store: Store) -> None:
     answers = append(store, batch(*(post(b"%d" % n) for n in range(9_000))))
 
-    assert [one.seq for one in answers] == list(range(1, 9_001)), "the numbers of a long batch are not in order"
+    assert [one.position.seq for one in answers] == list(range(1, 9_001)), (
+        "the numbers of a long batch are not in order"
+    )
     assert append(store, batch()) == [], "an empty batch has an answer for no post"
 
 
@@ -122,10 +124,10 @@ def check_entries_past_their_age_are_not_read(store: Store) -> None:
     page = until(lambda: (page := read(store)).entries == [] and page, "an entry to pass its age")
 
     assert page, "the page is gone"
-    assert (page.top, page.top_token) == (1, only.token), f"the top went with its entry: {page}"
+    assert (page.top, page.top_token) == (1, only.position.token), f"the top went with its entry: {page}"
     (next_one,) = append(store, batch(post()))
-    assert next_one.seq == 2, f"after all entries expired the next number is {next_one.seq}"
-    assert read(store).entries[-1].prev == only.token, "the chain of tokens broke over an expired entry"
+    assert next_one.position.seq == 2, f"after all entries expired the next number is {next_one.position.seq}"
+    assert read(store).entries[-1].prev == only.position.token, "the chain of tokens broke over an expired entry"
 
 
 def check_an_append_drops_what_is_past_its_age(store: Store) -> None:
@@ -198,10 +200,9 @@ def check_logs_are_listed_once_written_to(store: Store) -> None:
 
 
 def check_a_repeated_id_gets_the_first_position_and_nothing_else(store: Store) -> None:
-    routes = [Route("q", "h", 1)]
-    (first,) = append(store, batch(post(b"first", id="same", jobs=[(0, "")]), routes=routes))
-    (again,) = append(store, batch(post(b"other", id="same", jobs=[(0, ""), (0, "k")]), routes=routes))
-    (elsewhere,) = append(store, batch(post(b"other", id="same", jobs=[(0, "")]), log="two", epoch="e2", routes=routes))
+    (first,) = append(store, batch(post(b"first", id="same", jobs=[(HOME, "")])))
+    (again,) = append(store, batch(post(b"other", id="same", jobs=[(HOME, ""), (HOME, "k")])))
+    (elsewhere,) = append(store, batch(post(b"other", id="same", jobs=[(HOME, "")]), log="two", epoch="e2"))
 
     assert first.duplicate is False, "the first of an id is no duplicate"
     assert again == first._replace(duplicate=True), f"{again} is not the position of the first, {first}"
@@ -212,13 +213,12 @@ def check_a_repeated_id_gets_the_first_position_and_nothing_else(store: Store) -
 
 
 def check_an_id_counts_once_inside_a_batch_and_across_batches(store: Store) -> None:
-    routes = [Route("q", "h", 1)]
-    one, two = post(b"one", id="x", jobs=[(0, "")]), post(b"two", id="x", jobs=[(0, "")])
+    one, two = post(b"one", id="x", jobs=[(HOME, "")]), post(b"two", id="x", jobs=[(HOME, "")])
     between, after = post(b"between"), post(b"after")
 
-    answers = [append(store, batch(*posts, routes=routes)) for posts in ((one, between, two), (two, after, one))]
+    answers = [append(store, batch(*posts)) for posts in ((one, between, two), (two, after, one))]
 
-    flat = [(one.seq, one.duplicate) for answer in answers for one in answer]
+    flat = [(one.position.seq, one.duplicate) for answer in answers for one in answer]
     expected = [(1, False), (2, False), (1, True), (1, True), (3, False), (1, True)]
     assert flat == expected, f"(number, duplicate) of each post were {flat}"
     assert [entry.body for entry in read(store).entries] == [b"one", b"between", b"after"], "the log differs"
@@ -234,7 +234,9 @@ def check_an_id_is_free_again_when_its_window_ends(store: Store) -> None:
         "a window to end",
     )
 
-    assert later.seq == first.seq + 1, f"the id that was free again has the number {later.seq}, not {first.seq + 1}"
+    assert later.position.seq == first.position.seq + 1, (
+        f"the id that was free again has the number {later.position.seq}, not {first.position.seq + 1}"
+    )
     (still,) = append(store, batch(post(id="long")))
     assert still.duplicate, "a longer window ended with a shorter one"
 
@@ -262,8 +264,7 @@ def check_the_version_of_the_bindings_moves_only_on_change(store: Store) -> None
 def check_stale_bindings_write_nothing_and_are_told_the_current_ones(store: Store) -> None:
     store.bind({"a": b"1"})
     version = store.bind({"b": b"2"})
-    routes = [Route("q", "h", 1)]
-    late = batch(post(b"late", id="late", jobs=[(0, "")]), epoch="late", version=version - 1, routes=routes)
+    late = batch(post(b"late", id="late", jobs=[(HOME, "")]), epoch="late", version=version - 1)
 
     answer = store.append(late)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from bus.store.base import Job, Route, Settlement, Store
-from bus.testing.store_checks import NEVER, Worker, append, batch, bodies, collected, enqueue, post, until
+from bus.testing.store_checks import HOME, NEVER, Worker, append, batch, bodies, collected, enqueue, post, until
 
 __all__ = ["QUEUE_CHECKS"]
 
@@ -16,7 +16,7 @@ __all__ = ["QUEUE_CHECKS"]
 def check_an_event_becomes_a_job_for_each_of_its_routes(store: Store) -> None:
     routes = [Route("q", "one", 1), Route("q", "two", 0), Route("other", "three", 2)]
 
-    append(store, batch(post(b"body", jobs=[(0, "k"), (1, ""), (2, "k")]), post(b"none"), routes=routes))
+    append(store, batch(post(b"body", jobs=list(zip(routes, ["k", "", "k"], strict=True))), post(b"none")))
 
     taken = Worker(store).take(handlers=("one", "two")) + Worker(store, "w2").take(handlers=("three",), queue="other")
     seen = {(one.route, one.key, one.body, one.notes, one.lost) for one in taken}
@@ -53,15 +53,16 @@ def check_ids_of_events_and_of_jobs_are_apart(store: Store) -> None:
     (two,) = append(store, batch(post(id="y")))
 
     assert (job_after_event, job_first) == (True, True), "a job was taken for an event with the same id"
-    assert [(each.seq, each.duplicate) for each in (one, two)] == [(1, False), (2, False)], f"events were {one}, {two}"
+    assert [(each.position.seq, each.duplicate) for each in (one, two)] == [(1, False), (2, False)], (
+        f"events were {one}, {two}"
+    )
 
 
 def check_a_delayed_job_comes_when_it_is_due(store: Store) -> None:
     worker = Worker(store)
-    routes = [Route("q", "h", 1)]
-    append(store, batch(post(b"past", jobs=[(0, "")], due="=1000"), routes=routes))
-    append(store, batch(post(b"soon", jobs=[(0, "")], due="+30"), routes=routes))
-    append(store, batch(post(b"never", jobs=[(0, "")], due=NEVER), routes=routes))
+    append(store, batch(post(b"past", jobs=[(HOME, "")], due="=1000")))
+    append(store, batch(post(b"soon", jobs=[(HOME, "")], due="+30")))
+    append(store, batch(post(b"never", jobs=[(HOME, "")], due=NEVER)))
     enqueue(store, b"2100", due="=4102444800000")
 
     assert bodies(worker.take()) == [b"epast"], "a time in the past is now, and a delayed job waits"
@@ -105,7 +106,7 @@ def check_work_rings_for_its_handler(store: Store) -> None:
 def check_a_ring_reaches_one_who_waits(store: Store) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiter = pool.submit(store.wait, ["@w1", "q|h"], 5)
-        append(store, batch(post(jobs=[(0, "")]), routes=[Route("q", "h", 1)]))
+        append(store, batch(post(jobs=[(HOME, "")])))
 
         assert waiter.result(10).rang == "q|h", "the waiter was not woken"
 

@@ -75,7 +75,11 @@ def collected(names: Mapping[str, object]) -> tuple[Check, ...]:
 # -- the log side ------------------------------------------------------------------------------------------------------
 
 
-def post(body: bytes = b"body", *, id: str = "", jobs: Iterable[tuple[int, str]] = (), due: str = "") -> Post:
+HOME = Route("q", "h", 1)
+"""Where the workers of these checks look for work."""
+
+
+def post(body: bytes = b"body", *, id: str = "", jobs: Iterable[tuple[Route, str]] = (), due: str = "") -> Post:
     """An event with an id and a token of its own."""
     return Post(id or secrets.token_hex(8), ids.token(), "global", body, tuple(jobs), due)
 
@@ -85,14 +89,13 @@ def batch(
     log: str = "main",
     epoch: str = "e1",
     version: int = 0,
-    routes: Iterable[Route] = (),
     cap: int = 10_000,
     ttl_ms: int = 3_600_000,
     window_ms: int = 60_000,
     own: OwnLimits = NO_LIMITS,
 ) -> Batch:
     """Events for one log, with limits that nothing reaches."""
-    return Batch(log, Limits(cap, ttl_ms), window_ms, epoch, version, tuple(routes), posts, own)
+    return Batch(log, Limits(cap, ttl_ms), window_ms, epoch, version, list(posts), own)
 
 
 def append(store: Store, one: Batch) -> list[Appended]:

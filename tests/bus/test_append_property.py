@@ -9,17 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.clock import Clock
-from bus.store.base import Appended, Route, Store
+from bus.store.base import Appended, Store
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
-from bus.testing.store_checks import Worker, batch, post
+from bus.testing.store_checks import HOME, Worker, batch, post
 
 IDS = st.sampled_from("abcdefgh")
 LOGS = st.sampled_from(["main", "run:1"])
 CALLS = st.lists(st.lists(st.tuples(LOGS, st.lists(IDS, max_size=6)), max_size=4), max_size=8)
 """Calls of batches: a log and ids."""
-
-ROUTES = [Route("q", "h", 1)]
 
 examples = count()
 
@@ -47,12 +45,12 @@ def test_any_repeats_of_ids_give_one_entry_each_in_first_seen_order(
     for told in answered:
         first = firsts.setdefault(told.name, told)
         assert told.answer.duplicate is (told is not first)
-        assert told.answer[:3] == first.answer[:3], "not the position of the first"
+        assert told.answer.position == first.answer.position, "not the position of the first"
     for log, kept in logs.items():
         here = [told for told in firsts.values() if told.log == log]
         assert kept == [told.body for told in here]
-        assert [told.answer.seq for told in here] == list(range(1, len(here) + 1))
-        assert {told.answer.epoch for told in here} <= {epoch_of(log)}
+        assert [told.answer.position.seq for told in here] == list(range(1, len(here) + 1))
+        assert {told.answer.position.epoch for told in here} <= {epoch_of(log)}
     assert queued == [b"e" + told.body for told in firsts.values()]
 
 
@@ -75,10 +73,9 @@ def publish(store: Store, calls: list[list[tuple[str, list[str]]]]) -> list[Told
     for call in calls:
         batches = [
             batch(
-                *(post(b"%d" % next(place), id=name, jobs=[(0, "")]) for name in names),
+                *(post(b"%d" % next(place), id=name, jobs=[(HOME, "")]) for name in names),
                 log=log,
                 epoch=epoch_of(log),
-                routes=ROUTES,
             )
             for log, names in call
         ]

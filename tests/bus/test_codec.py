@@ -21,10 +21,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, computed_field, field_serializer, field_validator
 
-from bus.codec import decode, encode, fields, read, wrap, write
+from bus.causation import Cause
+from bus.codec import decode, encode, read, wrap, write
 from bus.envelope import Envelope
-from bus.errors import BusError, InvalidEvent, PayloadTooLarge
+from bus.errors import BusError, InvalidEvent, InvalidTopic, PayloadTooLarge
 from bus.events import Event
+from bus.topics import topic_set
 
 NOW_MS = 1_784_275_200_125
 
@@ -142,33 +144,45 @@ events = (
 )
 
 
-@given(any_attributes, events)
+written_attributes = st.fixed_dictionaries(
+    {
+        "id": any_text,
+        "source": any_text,
+        "key": any_text | st.none(),
+        "topics": st.lists(st.sampled_from(["a", "b:c", "$d", "*", "", 5, []])) | st.none() | st.just("a"),
+        "reserved": st.booleans(),
+        "cause": st.none() | st.builds(Cause, any_text, any_text, any_text | st.none()),
+    }
+)
+
+
+@given(written_attributes, events)
 @example({"topics": ("a",)}, Free(value="x" * 2_000))
 @example({"topics": ("a",)}, Free(value=[10**1000, "x" * 2_000]))
 @example({"topics": ("a",)}, Free.model_construct(size=math.nan))
 @example({"topics": ("a",)}, Free(value=nested(64)))
 def test_what_is_written_is_the_wrapped_envelope(attributes: dict[str, Any], event: Any) -> None:
-    given: dict[str, Any] = {
-        "id": "1",
-        "source": "/a",
-        "now_ms": NOW_MS,
-        "topics": ("global",),
-        "key": None,
-    } | attributes
+    given: dict[str, Any] = {"id": "1", "source": "/a", "key": None, "cause": None, "reserved": False} | attributes
+    topics, key, reserved, cause = (given[name] for name in ("topics", "key", "reserved", "cause"))
+    caused = {} if cause is None else dict(zip(("causationid", "correlationid", "traceparent"), cause, strict=True))
+    wrapping = {"id": given["id"], "source": given["source"], "now_ms": NOW_MS, "key": key}
     try:
-        expected: bytes | str = encode(wrap(event, **given))
-    except InvalidEvent as error:
+        found = topic_set(topics, reserved=reserved)
+        expected: bytes | str = encode(wrap(event, **wrapping, **caused, topics=found))
+    except (InvalidEvent, InvalidTopic) as error:
         expected = str(error)
 
     try:
-        written = write(event, **given)
-    except InvalidEvent as error:
+        event_id, kind, line, data, body = write(
+            event, topics, key, id=given["id"], source=given["source"], now_ms=NOW_MS, cause=cause, reserved=reserved
+        )
+    except (InvalidEvent, InvalidTopic) as error:
         assert str(error) == expected
     else:
-        envelope = decode(written.body)
-        assert written.body == expected
-        assert written[:3] == (envelope.id, envelope.type, " ".join(envelope.topics))
-        assert fields(written.data) == envelope.data
+        envelope = decode(body)
+        assert body == expected
+        assert (event_id, kind, line) == (envelope.id, envelope.type, " ".join(envelope.topics))
+        assert json.loads(data) == envelope.data
 
 
 def test_values_that_pydantic_can_make_json_are_made_json() -> None:

@@ -59,8 +59,8 @@ class Crew:
     def append(self, queue: str, priority: int, key: str) -> bytes:
         """One event for both handlers of a queue."""
         body = self.body()
-        routes = [Route(queue, handler, priority) for handler in HANDLERS]
-        append(self.store, batch(post(body, jobs=[(0, key), (1, key)]), routes=routes))
+        jobs = [(Route(queue, handler, priority), key) for handler in HANDLERS]
+        append(self.store, batch(post(body, jobs=jobs)))
         return b"e" + body
 
     def exchange(self, worker: str, settle: list[tuple[Taken, Verdict]], take: Take | None) -> Exchange:

@@ -106,7 +106,7 @@ def test_a_log_that_was_forgotten_may_begin_again(server: Server, redis_url: str
 
         (first, _) = append(store, batch(post(), post(), log="run:1", epoch="again"))
 
-        assert (first.epoch, first.seq) == ("again", 1)
+        assert (first.position.epoch, first.position.seq) == ("again", 1)
         page = store.read("run:1", "e", 0, 10)
         assert (page.closed, len(page.entries)) == (False, 2)
         assert store.logs() == ["run:1"]
@@ -134,7 +134,7 @@ def test_memory_forgets_what_a_server_would(ttl_days: int) -> None:
     assert store.logs() == ["open"]
     assert repr(store) == "<MemoryStore with 1 logs>"
     (first,) = append(store, batch(post(), log="run:1", epoch="again"))
-    assert (first.epoch, first.seq) == ("again", 1)
+    assert (first.position.epoch, first.position.seq) == ("again", 1)
 
 
 def test_memory_frees_entries_of_closed_logs_when_others_are_used() -> None:
@@ -389,7 +389,7 @@ def _play(store: Store, acts: list[tuple[str, int]]) -> None:
             case "repeat" if number < len(written):
                 answer = store.append(batch(written[number]))
                 assert isinstance(answer, list)
-                assert (answer[0].seq, answer[0].duplicate) == (number + 1, True)
+                assert (answer[0].position.seq, answer[0].duplicate) == (number + 1, True)
             case "announce":
                 assert isinstance(store.announce("main", "e1", [Whisper("global", b"")]), Ended) is ended
             case "close":

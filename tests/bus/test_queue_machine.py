@@ -656,19 +656,24 @@ class Queueing(RuleBasedStateMachine):
         due = f"+{delay_ms}" if delay_ms is not None else ""
         routes = [Route(queue, handler, priority) for handler in HANDLERS[:2]]
         posts = [
-            post(b"%d" % next(self._bodies), id=f"event {next(self._moments)}", jobs=enumerate(each), due=due)
+            post(
+                b"%d" % next(self._bodies),
+                id=f"event {next(self._moments)}",
+                jobs=zip(routes, each, strict=True),
+                due=due,
+            )
             for each in keys_of_each
         ]
         repeated = [self.posts[again % len(self.posts)]] if again is not None and self.posts else []
 
-        appended = append(self.store, batch(*repeated, *posts, routes=routes, window_ms=WINDOW_MS))
+        appended = append(self.store, batch(*repeated, *posts, window_ms=WINDOW_MS))
 
         assert [one.duplicate for one in appended] == [True] * len(repeated) + [False] * len(posts)
         self.posts += posts
         for each in posts:
             for route, key in each.jobs:
-                name = b"e" + each.body + b" " + HANDLERS[route].encode()
-                self._accept(Piece(name, *routes[route][:2], key, priority), delay_ms)
+                name = b"e" + each.body + b" " + route.handler.encode()
+                self._accept(Piece(name, *route[:2], key, priority), delay_ms)
 
     def _accept(self, piece: Piece, delay_ms: int | None) -> None:
         self.model.accept(piece, None if delay_ms is None else self.model.now_ms + delay_ms)

@@ -25,7 +25,19 @@ from bus.store.base import Announced, Ended, Job, Route, Stale, Whisper
 from bus.store.redis import RedisStore, blocking
 from bus.testing import QUEUE_CHECKS
 from bus.testing.log_checks import LOG_CHECKS
-from bus.testing.store_checks import CALM_LEASE_MS, NEVER, Worker, append, batch, bodies, enqueue, post, whisper, write
+from bus.testing.store_checks import (
+    CALM_LEASE_MS,
+    HOME,
+    NEVER,
+    Worker,
+    append,
+    batch,
+    bodies,
+    enqueue,
+    post,
+    whisper,
+    write,
+)
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -118,7 +130,7 @@ def test_an_event_with_many_jobs_is_one_command(server: Server, store: RedisStor
     write(store, b"warm")
 
     with commands_seen(server) as seen:
-        append(store, batch(post(jobs=[(n, "k") for n in range(50)]), routes=routes))
+        append(store, batch(post(jobs=[(route, "k") for route in routes])))
 
     assert seen == ["EVALSHA"]
     assert store.pending("q") == 50
@@ -139,8 +151,8 @@ def test_every_script_survives_a_server_that_does_not_know_it(
 ) -> None:
     route, worker = Route("q", "h", 1), Worker(store)
     steps: list[tuple[Callable[[], Any], Callable[[Any], bool]]] = [
-        (lambda: write(store, b"a"), lambda answer: answer[0].seq == 1),
-        (lambda: write(store, b"b", b"c"), lambda answer: [one.seq for one in answer] == [2, 3]),
+        (lambda: write(store, b"a"), lambda answer: answer[0].position.seq == 1),
+        (lambda: write(store, b"b", b"c"), lambda answer: [one.position.seq for one in answer] == [2, 3]),
         (lambda: whisper(store), lambda answer: answer.seq == 3),
         (lambda: store.read("main", "e", 0, 10), lambda answer: answer.top == 3),
         (lambda: store.seek("main", "e", 0), lambda answer: answer.seq == 0),
@@ -193,7 +205,7 @@ async def test_the_loops_door_survives_a_server_that_knows_no_script(
     finally:
         await door.close()
 
-    numbers = [answer[0].seq for answer in (one, two) if not isinstance(answer, Stale | Ended)]
+    numbers = [answer[0].position.seq for answer in (one, two) if not isinstance(answer, Stale | Ended)]
     assert isinstance(announced, Announced)
     assert (numbers, announced.position.seq, len(page.entries)) == ([1, 2], 2, 2)
 
@@ -229,15 +241,15 @@ def test_a_full_server_refuses_new_events_and_lets_work_go_on(
         assert store.leave(worker.name) == 0
         assert store.flush("q") == 0
 
-        assert append(store, batch(post(), version=version))[0].seq == accepted + 1, "drained, it is as full as before"
+        assert append(store, batch(post(), version=version))[0].position.seq == accepted + 1, (
+            "drained, it is as full as before"
+        )
 
 
 def fill(store: RedisStore, version: int) -> tuple[int, BusUnavailable]:
     """Append until the server refuses. How many it took."""
     for accepted in range(10_000):
-        one = batch(
-            post(bytes(64 * 1024), jobs=[(0, f"k{accepted % 5}")]), routes=[Route("q", "h", 1)], version=version
-        )
+        one = batch(post(bytes(64 * 1024), jobs=[(HOME, f"k{accepted % 5}")]), version=version)
         try:
             store.append(one)
         except BusUnavailable as refusal:
@@ -280,7 +292,7 @@ def test_a_user_who_may_not_ask_for_facts_is_served(start_server: Callable[..., 
         client.execute_command("ACL", "SETUSER", "guest", "on", f">{SECRET}", "~other:*", "+@all")
 
     with opened(RedisStore(f"redis://app:{SECRET}@127.0.0.1:{server.port}/0", namespace, lease_ms=LEASE_MS)) as store:
-        assert write(store, b"a")[0].seq == 1
+        assert write(store, b"a")[0].position.seq == 1
 
     with opened(RedisStore(f"redis://guest:{SECRET}@127.0.0.1:{server.port}/0", namespace, lease_ms=LEASE_MS)) as store:
         refused = failure(lambda: write(store, b"a"))
@@ -412,7 +424,7 @@ def test_a_server_that_comes_back_is_used_again(start_server: Callable[..., Serv
 
 def retried(store: RedisStore) -> int:
     try:
-        return write(store, b"b")[0].seq
+        return write(store, b"b")[0].position.seq
     except BusUnavailable:
         return 0
 
@@ -504,7 +516,7 @@ def test_a_unix_socket_is_connected_to(start_server: Callable[..., Server], name
     start_server(unixsocket=str(path))
 
     with opened(RedisStore(f"unix://{str(path).replace(' ', '%20')}", namespace, lease_ms=LEASE_MS)) as store:
-        assert write(store, b"a")[0].seq == 1
+        assert write(store, b"a")[0].position.seq == 1
 
 
 def test_no_repr_shows_a_secret() -> None:
@@ -526,8 +538,7 @@ async def test_all_keys_stand_under_the_namespace_in_one_slot(
     prefix = f"callboard:{{{namespace}}}:"
     worker = Worker(store)
     version = store.bind({"h": b"1"})
-    routes = [Route("q", "h", 1)]
-    append(store, batch(post(jobs=[(0, "a}b{c"), (0, "")]), version=version, routes=routes, log="run:1"))
+    append(store, batch(post(jobs=[(HOME, "a}b{c"), (HOME, "")]), version=version, log="run:1"))
     enqueue(store, b"dead", b"later", b"held", b"flying", key="{k}")
     enqueue(store, b"", due=NEVER)
     for verdict in ("dead", "pass", "retry"):
@@ -555,19 +566,19 @@ async def test_all_keys_stand_under_the_namespace_in_one_slot(
 
 def test_two_namespaces_do_not_meet(store: RedisStore, redis_url: str, namespace: str) -> None:
     with opened(RedisStore(redis_url, f"{namespace}2", lease_ms=LEASE_MS)) as other:
-        same = post(b"a", jobs=[(0, "")])
-        append(store, batch(same, routes=[Route("q", "h", 1)]))
+        same = post(b"a", jobs=[(HOME, "")])
+        append(store, batch(same))
 
         assert (other.pending("q"), other.queues(), other.logs()) == (0, [], [])
         assert Worker(other).take() == []
-        assert append(other, batch(same, routes=[Route("q", "h", 1)]))[0].duplicate is False
+        assert append(other, batch(same))[0].duplicate is False
         assert bodies(Worker(store).take()) == [b"ea"]
 
 
 def test_ids_are_the_only_keys_that_come_and_go(server: Server, store: RedisStore, namespace: str) -> None:
     """What is finished leaves nothing behind but its id, and that has an expiry."""
     worker = Worker(store)
-    append(store, batch(post(jobs=[(0, "a"), (0, "")]), routes=[Route("q", "h", 1)]))
+    append(store, batch(post(jobs=[(HOME, "a"), (HOME, "")])))
     enqueue(store, b"1", b"2", key="a")
     for _ in range(2):
         for one in worker.take():

@@ -109,6 +109,6 @@ def test_a_publisher_is_not_held_up_by_a_loop_that_has_ended() -> None:
     loop.run_until_complete(listen_and_forget())
     loop.close()
 
-    assert write(store, b"a")[0].seq == 1
+    assert write(store, b"a")[0].position.seq == 1
     with pytest.raises(StopIteration):
         left_open[0].aclose().send(None)

@@ -30,14 +30,8 @@ class Waited(Event, type="test.message.waited", version=1):
 
 def body(event: Waited | None = None) -> bytes:
     event = event or Waited(agent_id="a1", text="hi")
-    attributes: codec.Attributes = {
-        "id": "e1",
-        "source": "/a",
-        "now_ms": 1_784_275_200_125,
-        "topics": ("a",),
-        "key": None,
-    }
-    return codec.write(event, **attributes).body
+    *_, written = codec.write(event, ("a",), None, id="e1", source="/a", now_ms=1_784_275_200_125)
+    return written
 
 
 def taken(what: bytes) -> Taken:

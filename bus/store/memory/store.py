@@ -66,7 +66,7 @@ class MemoryStore:
         self._logs: dict[str, Log] = {}
         self._ended: list[tuple[int, str]] = []
         """When to look at a closed log again, to let go of what is too old in it, or of all of it: a heap."""
-        self._seen: Seen[Appended] = Seen()
+        self._seen: Seen[Position] = Seen()
         self._sent: Seen[bool] = Seen()
         self._bindings: dict[str, bytes] = {}
         self._version = 0
@@ -103,16 +103,16 @@ class MemoryStore:
     def _append(self, batch: Batch, post: Post, now: int) -> Appended:
         already = self._seen.get(post.id, now)  # asked for each post: one id may stand in a batch twice
         if already is not None:
-            return already._replace(duplicate=True)
+            return Appended(already, duplicate=True)
         log = self._log(batch.log, batch.epoch)
         entry = log.append(post, batch.limits, batch.own, now)
-        appended = Appended(log.epoch, entry.seq, entry.token, duplicate=False)
-        self._seen.add(post.id, appended, now + batch.window_ms)
+        position = Position(log.epoch, entry.seq, entry.token)
+        self._seen.add(post.id, position, now + batch.window_ms)
         due = _due_ms(post.due, now)
         for route, key in post.jobs:
-            self._queues.add(batch.routes[route], key, b"e" + post.body, due, now)
+            self._queues.add(route, key, b"e" + post.body, due, now)
         log.announce(entry)
-        return appended
+        return Appended(position, duplicate=False)
 
     def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         with self._lock:

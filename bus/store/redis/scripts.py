@@ -134,28 +134,30 @@ def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
         batch.limits.cap if batch.own.cap is None else f"={batch.own.cap}",
         batch.limits.ttl_ms if batch.own.ttl_ms is None else f"={batch.own.ttl_ms}",
         max(1, batch.window_ms),
-        ROUTES_AT + 3 * len(batch.routes),
     ]
-    for route in batch.routes:
+    routes: dict[Route, int] = {}
+    posts: list[Argument] = []
+    for post_id, token, topics, body, jobs, due in batch.posts:
+        posts += (post_id, token, topics, body, due, len(jobs))
+        for route, key in jobs:
+            posts += (routes.setdefault(route, ROUTES_AT + 3 * len(routes)), key)
+    arguments.append(ROUTES_AT + 3 * len(routes))
+    for route in routes:
         arguments += route
-    for post in batch.posts:
-        arguments += (post.id, post.token, post.topics, post.body, post.due, len(post.jobs))
-        for number, key in post.jobs:
-            arguments += (ROUTES_AT + 3 * number, key)
-    return Call(script("append"), arguments, _appended)
+    return Call(script("append"), arguments + posts, _appended)
 
 
 def _appended(answer: Sequence[Any]) -> list[Appended] | Stale | Ended:
     if answer[0] == b"stale":
         return stale(answer[1], answer[2])
     if answer[0] == b"closed":
-        return Ended(Position.parse(answer[1].decode()))
-    return [_one_appended(answer[at].decode(), answer[at + 1]) for at in range(1, len(answer), 2)]
+        return Ended(_told(answer[1]))
+    return [Appended(_told(answer[at]), answer[at + 1] == 1) for at in range(1, len(answer), 2)]
 
 
-def _one_appended(position: str, duplicate: int) -> Appended:
-    epoch, seq, token = position.split("-")
-    return Appended(epoch, int(seq), token, bool(duplicate))
+def _told(position: bytes) -> Position:
+    epoch, seq, token = position.decode().split("-")
+    return Position(epoch, int(seq), token)
 
 
 def stale(version: bytes | None, pairs: Sequence[bytes] | dict[bytes, bytes]) -> Stale:
