@@ -8,7 +8,7 @@ by which a number that was given out twice (a replica promoted with fewer events
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Any, Self
 
 from bus.errors import InvalidPosition
 
@@ -38,6 +38,19 @@ class Position(str):
 
     def __getnewargs__(self) -> tuple[str, int, str]:  # type: ignore[override]  # our parts, not the text: for pickle and copy
         return self.epoch, self.seq, self.token
+
+    def __getattr__(self, part: str) -> Any:
+        """A part that nobody has asked for yet."""
+        if part not in self.__slots__:
+            raise AttributeError(part)
+        self.epoch, seq, self.token = self.split("-")
+        self.seq = int(seq)
+        return getattr(self, part)
+
+    @classmethod
+    def written(cls, text: str) -> Self:
+        """One that we have written ourselves, as a text that needs no check; its parts are read when they are asked for."""
+        return super().__new__(cls, text)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -151,13 +151,8 @@ def _appended(answer: Sequence[Any]) -> list[Appended] | Stale | Ended:
     if answer[0] == b"stale":
         return stale(answer[1], answer[2])
     if answer[0] == b"closed":
-        return Ended(_told(answer[1]))
-    return [Appended(_told(answer[at]), answer[at + 1] == 1) for at in range(1, len(answer), 2)]
-
-
-def _told(position: bytes) -> Position:
-    epoch, seq, token = position.decode().split("-")
-    return Position(epoch, int(seq), token)
+        return Ended(Position.written(answer[1].decode()))
+    return [Appended(Position.written(answer[at].decode()), answer[at + 1] == 1) for at in range(1, len(answer), 2)]
 
 
 def stale(version: bytes | None, pairs: Sequence[bytes] | dict[bytes, bytes]) -> Stale:
