@@ -66,7 +66,7 @@ def write(
     raised and the bytes are those of :func:`wrap` and :func:`encode`, which are asked where there is any doubt. ``cause``
     is what caused the event; the bus's own topics are for those who are let (``reserved``).
     """
-    topics = tuple(plural(topics))
+    topics = tuple(topics if type(topics) is list else plural(topics))
     try:
         name, version, data = _json_of(event)
         line, kind, form, address = _form(name, version, source, topics, key, reserved)

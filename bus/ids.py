@@ -11,73 +11,60 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 __all__ = ["epoch", "token", "uuid7"]
+
+T = TypeVar("T")
 
 _RANDOM_BITS = 74  # what UUIDv7 leaves beside the time, the version and the variant
 _LATEST_MS = (1 << 48) - 1
 
 
-class _Randomness:
-    """Random bytes of the kernel's, a few hundred pieces of ``size`` bytes at a time: a call to it costs more than a piece.
+class _Pool(deque[T]):
+    """Random pieces, each made of ``size`` bytes of the kernel's, many at a time: a call to it costs more than a piece.
 
-    Each piece is given out once. Safe from any thread; a forked child throws away what its parent had left.
+    Take them by ``pop``, and by ``refill`` where that raises ``IndexError``: each is given out once. Safe from any thread;
+    a forked child has to ``clear`` what its parent had left.
     """
-
-    __slots__ = ("_pieces", "_size")
 
     _AT_ONCE: Final = 256
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, make: Callable[[bytes], T]) -> None:
+        super().__init__()
         self._size = size
-        self._pieces: deque[bytes] = deque()
+        self._make = make
 
-    def piece(self) -> bytes:
-        try:
-            return self._pieces.pop()
-        except IndexError:
-            fresh = os.urandom(self._AT_ONCE * self._size)
-        self._pieces.extend(fresh[at : at + self._size] for at in range(self._size, len(fresh), self._size))
-        return fresh[: self._size]
-
-    def after_fork(self) -> None:
-        self._pieces = deque()
+    def refill(self) -> T:
+        """Get more of them, and give one out."""
+        fresh = os.urandom(self._AT_ONCE * self._size)
+        first, *others = [self._make(fresh[at : at + self._size]) for at in range(0, len(fresh), self._size)]
+        self.extend(others)
+        return first
 
 
-class _Sequence:
-    """A strictly rising run of 122-bit numbers: 48 bits of milliseconds, then 74 random bits.
+class _Latest:
+    """The last number that was given out."""
 
-    A new millisecond starts at a random place in the lower half. Inside one, each number stands a random distance of up
-    to 2**56 above the last (RFC 9562, section 6.2, method 2): that is what keeps a forked child, which inherits the
-    last number, away from its parent. Should the random bits ever run over, they carry into the milliseconds.
-    """
-
-    __slots__ = ("_last", "_lock")
+    __slots__ = ("lock", "number")
 
     def __init__(self) -> None:
-        self._last = 0
-        self._lock = threading.Lock()
-
-    def next(self, now_ms: int) -> int:
-        """The next number. Safe from any thread."""
-        fresh = int.from_bytes(_wide.piece())
-        with self._lock:
-            number = now_ms << _RANDOM_BITS | fresh >> 7
-            if number >> _RANDOM_BITS <= self._last >> _RANDOM_BITS:
-                number = self._last + 1 + (fresh >> 24)
-            self._last = number
-        return number
-
-    def after_fork(self) -> None:
-        """Replace the lock, which a thread of the parent may have held at the moment of the fork."""
-        self._lock = threading.Lock()
+        self.number = 0
+        self.lock = threading.Lock()
 
 
-_wide, _narrow, _sequence = _Randomness(10), _Randomness(4), _Sequence()
+_numbers, _texts, _latest = _Pool(10, int.from_bytes), _Pool(4, bytes.hex), _Latest()
+
+
+def _after_fork() -> None:
+    _numbers.clear()
+    _texts.clear()
+    _latest.lock = threading.Lock()  # a thread of the parent may have held it at the moment of the fork
+
+
 if hasattr(os, "register_at_fork"):  # there is no fork on Windows
-    for _each in (_wide, _narrow, _sequence):
-        os.register_at_fork(after_in_child=_each.after_fork)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def uuid7(now_ms: int) -> str:
@@ -86,10 +73,23 @@ def uuid7(now_ms: int) -> str:
     ``now_ms`` is milliseconds since 1970 (UTC). Where it is not later than the last one, the last one's time is kept.
     Never blocks for long; safe from any thread and after a fork. Raises ``ValueError`` for a time that does not fit in
     48 bits, which is most likely one in another unit.
+
+    Beneath is a strictly rising run of 122-bit numbers: 48 bits of milliseconds, then 74 random bits. A new millisecond
+    starts at a random place in the lower half. Inside one, each number stands a random distance of up to 2**56 above the
+    last (RFC 9562, section 6.2, method 2): that is what keeps a forked child, which inherits the last number, away from
+    its parent. Should the random bits ever run over, they carry into the milliseconds.
     """
     if now_ms > _LATEST_MS:
         raise ValueError(f"{now_ms} is too late for milliseconds since 1970: pass milliseconds")
-    number = _sequence.next(now_ms)
+    try:
+        fresh = _numbers.pop()
+    except IndexError:
+        fresh = _numbers.refill()
+    with _latest.lock:
+        number = now_ms << _RANDOM_BITS | fresh >> 7
+        if number >> _RANDOM_BITS <= _latest.number >> _RANDOM_BITS:
+            number = _latest.number + 1 + (fresh >> 24)
+        _latest.number = number
     # 48 bits time | version 7 | 12 random | variant 0b10 | 62 random
     return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - takes the least time of all ways to write it
         number >> 90,
@@ -102,9 +102,12 @@ def uuid7(now_ms: int) -> str:
 
 def token() -> str:
     """Eight random hex digits that tell one log entry from another with the same number."""
-    return _narrow.piece().hex()
+    try:
+        return _texts.pop()
+    except IndexError:
+        return _texts.refill()
 
 
 def epoch() -> str:
     """Eight random hex digits that tell one life of a log from the next."""
-    return _narrow.piece().hex()
+    return token()

@@ -78,7 +78,7 @@ class Hooks:
     """The hooks of one bus, in order of registration. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._hooks: tuple[Hook, ...] = ()
+        self.all: tuple[Hook, ...] = ()
         self._adding = threading.Lock()
 
     def add(self, hook: Hook) -> None:
@@ -88,10 +88,7 @@ class Hooks:
                 "a before_publish hook is a plain function: publish_sync could not wait for an async one"
             )
         with self._adding:
-            self._hooks += (hook,)
-
-    def __bool__(self) -> bool:
-        return bool(self._hooks)
+            self.all += (hook,)
 
     def ask(self, publication: Publication) -> Publication:
         """The publication as the hooks leave it.
@@ -100,7 +97,7 @@ class Hooks:
         :class:`~bus.errors.HookFailed` for everything else: what nobody has judged is not published.
         """
         draft = replace(publication, topics=topic_set(publication.topics))
-        for hook in self._hooks:
+        for hook in self.all:
             draft = _asked(hook, draft)
         return draft
 

@@ -23,7 +23,7 @@ from bus.errors import BusUnavailable, InvalidEvent, LogClosed, PayloadTooLarge
 from bus.events import Event
 from bus.position import Position
 from bus.publication import Delay, Draft, Hooks, Publication, drafted
-from bus.settings import Limits, check_log
+from bus.settings import DEFAULT_LOG, Limits, check_log
 from bus.store import base
 from bus.store.base import Appended, Batch, Ended, Post, Stale, Whisper
 
@@ -89,7 +89,7 @@ class Publisher:
             event_id, kind, line, data, body = self._written(event, topics, key, given_id)
             due = "" if delay is None and at is None else _due(delay, at)
             post = Post(event_id, ids.token(), line, body, routing.jobs(kind, line, key, data), due)
-            log, size = check_log(log), size + len(body)
+            log, size = DEFAULT_LOG if log is None else check_log(log), size + len(body)
             if batches:
                 last = batches[-1]
                 if last.log == log and last.own == own and len(last.posts) < BATCH and size <= BATCH_BYTES:
@@ -108,7 +108,7 @@ class Publisher:
         return check_log(log), event_id, Whisper(line, body)
 
     def _asked(self, draft: Draft) -> Draft:
-        return drafted(self.hooks.ask(Publication(*draft))) if self.hooks else draft
+        return drafted(self.hooks.ask(Publication(*draft))) if self.hooks.all else draft
 
     def _written(
         self, event: Event | Mapping[str, Any], topics: Iterable[str], key: str | None, id: str | None

@@ -67,7 +67,10 @@ class Lines:
             alone = (
                 self._turns.qsize() == self._most - 1
             )  # otherwise a look would keep another thread from its own work
-            line, rested = self._take()
+            try:
+                line, rested = self._idle.pop(), True
+            except IndexError:
+                line, rested = Wire(self._connect(), resting=self._resting), False
             try:
                 answers = self._rest(line, commands) if self._resting else line.ask(commands, look=alone)
             except LostConnection as lost:
@@ -80,12 +83,6 @@ class Lines:
             return answers
         finally:
             self._turns.put(None)
-
-    def _take(self) -> tuple[Wire, bool]:
-        try:
-            return self._idle.pop(), True
-        except IndexError:
-            return Wire(self._connect(), resting=self._resting), False
 
     def _rest(self, line: Wire, commands: Sequence[Command]) -> list[Any]:
         self._at_rest.add(line)

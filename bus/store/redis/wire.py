@@ -48,8 +48,9 @@ _ERRORS: dict[str, type[Exception]] = {
 def pack(commands: Sequence[Command]) -> bytes:
     """Commands as they travel."""
     # Its stub says "a tuple of one".
-    packed: list[bytes] = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
-    return packed[0] if len(packed) == 1 else b"".join(packed)
+    if len(commands) == 1:
+        return hiredis.pack_command(commands[0])  # type: ignore[arg-type,no-any-return]
+    return b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]
 
 
 def refusal(text: str) -> Exception:
