@@ -275,7 +275,8 @@ class Store(Protocol):
     def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         """Block until one of the named wake-ups rings or the time is over; then take, in the same round trip.
 
-        The takes are for a worker that has a lease; one that has none (any more) is handed nothing. ``queue|handler`` rings for one waiter when work is ready there, ``$due`` when delayed work was added,
+        The takes are for fresh work, and for a worker that has a lease; one that has none (any more) is handed nothing. Nor is
+        anybody while there are suspects or something is paused: then only :meth:`exchange` hands out. ``queue|handler`` rings for one waiter when work is ready there, ``$due`` when delayed work was added,
         ``@worker`` when that worker is :meth:`poked <poke>`. A ring that finds nobody waiting is kept, once.
         """
 

@@ -206,4 +206,3 @@ class Woken(NamedTuple):
 
     rang: str | None
     taken: list[Taken]
-    apart: str = ""

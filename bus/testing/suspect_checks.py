@@ -205,6 +205,42 @@ def check_a_suspect_that_is_dropped_while_it_runs_is_alone_until_it_ends(store: 
     assert (done.settled, bodies(done.taken), done.apart) == ([False], [b"fresh"], ""), f"when it was done: {done}"
 
 
+def check_whoever_waits_is_handed_nothing_where_there_are_suspects(store: Store) -> None:
+    """Only an exchange knows what may be together; a ring asks for one."""
+    worker, alone = Worker(store), Worker(store, "w2")
+    worker.beat()
+    alone.beat()
+    lose_often(store, 1, 2)
+    enqueue(store, b"fresh", handler="h2")
+
+    beside = store.wait(["q|h2"], 1, worker.name, [worker.wish(handlers=("h", "h2"))])
+    assert (beside.rang, beside.taken) == ("q|h2", []), f"where there is a suspect, who was woken got {beside}"
+    assert bodies(worker.take(handlers=("h", "h2"))) == [b"0", b"fresh"], "and nothing is left for an exchange"
+
+    suspect(store, handler="h3")
+    (one,) = alone.take(handlers=("h3",))
+    enqueue(store, b"other", handler="h2")
+    apart = store.wait(["q|h2"], 1, worker.name, [worker.wish(handlers=("h2",))])
+    assert (apart.rang, apart.taken) == ("q|h2", []), f"where one stands apart, who was woken got {apart}"
+    alone.settle(one)
+    at_last = store.wait(["q|never"], 0, worker.name, [worker.wish(handlers=("h2",))])
+    assert bodies(at_last.taken) == [b"other"], f"all is as ever, and who waits gets {at_last}"
+
+
+def check_whoever_waits_is_handed_nothing_while_something_is_paused(store: Store) -> None:
+    worker = Worker(store)
+    worker.beat()
+    store.pause("q|never")
+    enqueue(store, b"1")
+
+    paused = store.wait(["q|h"], 1, worker.name, [worker.wish()])
+    store.resume("q|never")
+    resumed = store.wait(["q|h"], 0, worker.name, [worker.wish()])
+
+    assert (paused.rang, paused.taken) == ("q|h", []), f"while something was paused, who was woken got {paused}"
+    assert bodies(resumed.taken) == [b"1"], f"nothing is paused any more, and who waits gets {resumed}"
+
+
 def check_suspects_go_to_idle_workers_side_by_side(store: Store) -> None:
     one, two = Worker(store), Worker(store, "w2")
     enqueue(store, b"1", b"2")

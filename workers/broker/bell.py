@@ -126,13 +126,10 @@ class Bell:
             books.end(takes)  # however it ended: a ticket left open would keep what it took from going back
 
     def _wishes(self) -> list[Take]:
-        """What to rest on, and to take there. A handler without room leaves its ring to another process.
-
-        Nobody knows whether this process will be idle by then: a suspect that must be alone is asked for by a consumer.
-        """
+        """What to rest on, and to take there. A handler without room leaves its ring to another process."""
         with self._books.changed:
             waiters = [] if self._books.quiet else list(self._waiters.values())
-            return [self._books.take(wish, idle=False) for waiter in waiters for wish in waiter.waits()]
+            return [self._books.take(wish) for waiter in waiters for wish in waiter.waits()]
 
     def _hand_on(self, woken: Woken, takes: Sequence[Take], tried: Sequence[Take]) -> None:
         """Bring the consumers what was taken for them, and ring where there may be more."""
@@ -144,7 +141,7 @@ class Bell:
             for take in takes:
                 jobs = [one for one in kept if one.ticket == take.ticket]
                 brought.setdefault(take.queue, []).extend(jobs)
-                if take.queue in waiters and (len(jobs) == take.limit or woken.apart.startswith(f"{take.queue}|")):
+                if take.queue in waiters and len(jobs) == take.limit:
                     self.ring(take.queue)
             in_vain = not woken.taken and self._rang_in_vain(woken.rang, waiters)
             books.hand_back([(one.job, one.ticket) for one in refused])

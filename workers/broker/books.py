@@ -269,7 +269,7 @@ class Books:
                 self.rooms.promise(wishes, kept=True)
                 self.end(takes)
 
-    def take(self, wish: Wish, *, idle: bool) -> Take:
+    def take(self, wish: Wish, *, idle: bool = False) -> Take:
         """A wish with a ticket, which is open until :meth:`end`. Under ``changed``."""
         self._tickets += 1
         self._open_tickets.add(self._tickets)
@@ -310,7 +310,6 @@ class Books:
             fits = taken.route.queue in queues and self.rooms.admits(taken.route.handler)
             (kept if fits else refused).append(taken)
             self._hold(taken, now)
-        self._stand_apart(answer.apart)
         return kept, refused
 
     def statement(self) -> Statement:

@@ -102,11 +102,7 @@ end
 -- 4. What is due joins its lane, a bounded number at a time: the answer says 0 ms when there is more.
 for _, member in ipairs(call('ZRANGEBYSCORE', P .. 'due', '-inf', now, 'LIMIT', 0, 1000)) do
   local kind, job, prio, queue, handler, key = unpack_due(member)
-  if kind == 'L' then
-    offer(prio, queue, handler, key, job)
-  else
-    join_lane(prio, queue, handler, key, job)
-  end
+  if kind == 'L' or enter_lane(queue, handler, key, job) then offer(prio, queue, handler, key, job) end
   call('ZREM', P .. 'due', member)
 end
 
@@ -119,8 +115,6 @@ if #stale > 0 then
 end
 
 -- 6. A ring that a dying worker took along is rung again.
-local paused = {}
-for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 for _, name in ipairs(call('HKEYS', P .. 'pending')) do
   if not paused[name] and not paused[string.match(name, '^[^|]*')] then
     if call('HEXISTS', P .. 'suspects', name) == 1 or any_ready(name) then ring(name) end

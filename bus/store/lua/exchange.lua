@@ -9,7 +9,7 @@
 -- is another one's turn after a while.
 --
 -- KEYS  1 prefix
--- ARGV  1 worker, 2 lease ms for a worker that has none yet (0: it is handed nothing), 3 how many suspects are taken together
+-- ARGV  1 worker, 2 lease ms for a worker that has none yet, 3 how many suspects are taken together
 --       that lost 2, 3, or more leases, separated by spaces, 4 how long a worker makes room for one at first (ms), 5 number
 --       of settlements, then each: job|ticket|verdict|delay ms|notes;
 --       then for each take: ticket, limit, queue, whether the worker holds nothing by its own books (1 or 0), number of
@@ -20,7 +20,12 @@
 
 local worker, lease = ARGV[1], tonumber(ARGV[2])
 local held = P .. 'held:' .. worker
-local now = now_ms()
+
+local clock
+local function now() -- mostly nobody asks
+  clock = clock or now_ms()
+  return clock
+end
 
 -- 1. What has ended.
 
@@ -40,14 +45,14 @@ local function settle(job, verdict, delay_ms, notes, prio, queue, handler, key)
   end
   call('HSET', P .. 'notes', job, notes)
   if verdict == 'dead' then
-    bury(job, 'dead', prio, queue, handler, key, now)
+    bury(job, 'dead', prio, queue, handler, key, now())
     return
   end
   if verdict == 'retry' and key ~= '' then
-    delay(now + delay_ms, 'L', prio, queue, handler, job, key)
+    delay(now() + delay_ms, 'L', prio, queue, handler, job, key)
   else
     leave_lane(prio, queue, handler, key)
-    delay(now + delay_ms, 'J', prio, queue, handler, job, key)
+    delay(now() + delay_ms, 'J', prio, queue, handler, job, key)
   end
 end
 
@@ -77,9 +82,6 @@ end
 
 -- 2. What is to be begun.
 
-local paused = {}
-for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
-
 -- For which handler's suspect the worker stands apart already, if it does still.
 local function apart_before()
   local entry = call('HGET', P .. 'apart', worker)
@@ -88,18 +90,7 @@ local function apart_before()
   if works then return name end
   local waiting = call('EXISTS', P .. 'suspects:' .. name .. '|' .. MOST_SUSPECT) == 1 and not paused[queue] and not paused[name]
   if not waiting then call('HDEL', P .. 'apart', worker) end -- another one took it
-  return waiting and now < since + patience and name
-end
-
--- What a hash has for each of these jobs: false where it has nothing.
-local function values_of(hash, jobs)
-  local values = {}
-  for first = 1, #jobs, 1000 do
-    for _, value in ipairs(call('HMGET', P .. hash, unpack(jobs, first, math.min(first + 999, #jobs)))) do
-      values[#values + 1] = value
-    end
-  end
-  return values
+  return waiting and now() < since + patience and name
 end
 
 -- How many suspects the worker has in hand, and how many leases these lost: only such that lost as many are ever together.
@@ -118,33 +109,9 @@ local function patience_for_room()
   for i = 1, #aparts, 2 do
     local _, _, _, since, its = unpack_apart(aparts[i + 1])
     if aparts[i] == worker then patience, its = math.min(2 * its, 10 * patience), 2 * its end
-    if now < since + its then return end
+    if now() < since + its then return end
   end
   return patience
-end
-
--- A wish as it is fulfilled: what is handed out, what room is left for more, all in all and of each handler.
-local function new_tray(ticket, room, queue, idle, first, last)
-  local tray = { ticket = ticket, room = room, queue = queue, idle = idle, handlers = {}, left = {} }
-  tray.jobs, tray.from, tray.records = {}, {}, {}
-  for at = first, last, 2 do
-    local handler = ARGV[at]
-    if not paused[queue] and not paused[queue .. '|' .. handler] then
-      tray.handlers[#tray.handlers + 1] = handler
-      tray.left[handler] = tonumber(ARGV[at + 1])
-    end
-  end
-  return tray
-end
-
-local function hand_out(tray, job, prio, handler, key)
-  local jobs, records = tray.jobs, tray.records
-  tray.room = tray.room - 1
-  tray.left[handler] = tray.left[handler] - 1
-  jobs[#jobs + 1] = job
-  tray.from[#jobs] = { prio, handler, key }
-  records[#records + 1] = job
-  records[#records + 1] = tray.ticket .. '|' .. #jobs .. '|' .. prio .. '|' .. tray.queue .. '|' .. handler .. '|' .. key
 end
 
 -- Answers how many there were, of those that lost so many leases.
@@ -181,7 +148,7 @@ local function hand_out_alone(tray, name, handler)
   local patience = tray.alone and tonumber(ARGV[4]) or patience_for_room()
   if not patience then return end
   tray.apart = name
-  call('HSET', P .. 'apart', worker, name .. '|' .. (tray.alone and '+' or '') .. string.format('|%d|%d', now, patience))
+  call('HSET', P .. 'apart', worker, name .. '|' .. (tray.alone and '+' or '') .. string.format('|%d|%d', now(), patience))
   return tray.alone and hand_out_suspects(tray, name, handler, MOST_SUSPECT, 1) > 0
 end
 
@@ -252,39 +219,6 @@ local function take_suspects(tray)
   if tray.apart then tray.room = 0 end
 end
 
--- One handler's share of one priority. Answers how many there were.
-local function hand_out_fresh(tray, name, handler, prio, n)
-  local entries = n > 0 and call('LPOP', P .. 'ready:' .. name .. '|' .. prio, n) or {}
-  for _, entry in ipairs(entries) do
-    local key, job = '', string.sub(entry, 2)
-    if string.sub(entry, 1, 1) == 'L' then
-      key = job
-      job = call('LINDEX', P .. 'lane:' .. name .. '|' .. key, 0)
-    end
-    if job then hand_out(tray, job, prio, handler, key) end
-  end
-  return #entries
-end
-
--- Priority by priority, and within one, a turn each. Answers whether there was any.
-local function take_fresh(tray)
-  local got = false
-  for prio = 0, 2 do
-    local found = true
-    while found and tray.room > 0 do
-      found = false
-      local share = math.ceil(tray.room / #tray.handlers)
-      for _, handler in ipairs(tray.handlers) do
-        local name, n = tray.queue .. '|' .. handler, math.min(share, tray.room, tray.left[handler])
-        if hand_out_fresh(tray, name, handler, prio, n) > 0 then
-          found, got = true, true
-        end
-      end
-    end
-  end
-  return got
-end
-
 -- Fresh work was handed out: where it was its turn, it is the turn of the suspects that the worker might have taken instead.
 local function end_fresh_turn(queue)
   local mine, turns = {}, call('HGETALL', P .. 'suspects')
@@ -295,45 +229,27 @@ local function end_fresh_turn(queue)
   end
 end
 
--- Whoever fills up with work left over passes the wake-up on; who does not has taken what the settling made ready.
-local function pass_rings_on(tray)
+-- Where one was not handed out after all, or there are more, they are for others.
+local function pass_suspects_on(tray)
   for _, handler in ipairs(tray.handlers) do
     local name = tray.queue .. '|' .. handler
-    if tray.room == 0 or tray.left[handler] == 0 then
-      if any_ready(name) then ring(name) end
-    elseif rung[name] and call('HEXISTS', P .. 'suspects', name) == 0 then
-      rung[name] = nil
-    end
-    if tray.alone and tray.apart and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end -- they are for others
+    if tray.apart and call('HEXISTS', P .. 'suspects', name) == 1 then ring(name) end
   end
-end
-
--- The jobs are the worker's from now on.
-local function answer_of(tray)
-  local answer, jobs, from = { tray.apart or '' }, tray.jobs, tray.from
-  if lease > 0 and (#jobs > 0 or tray.apart) then call('ZADD', P .. 'workers', 'NX', now + lease, worker) end
-  if #jobs == 0 then return answer end
-  hset_all(held, tray.records)
-  local lost, bodies, notes = values_of('lost', jobs), values_of('jobs', jobs), values_of('notes', jobs)
-  for i, job in ipairs(jobs) do
-    answer[#answer + 1] = job .. '|' .. from[i][1] .. '|' .. (lost[i] or '0') .. '|' .. from[i][2] .. '|' .. from[i][3]
-    answer[#answer + 1] = bodies[i] or ''
-    answer[#answer + 1] = notes[i] or ''
-  end
-  return answer
 end
 
 local function take(ticket, room, queue, idle, first, last)
-  if lease == 0 and not call('ZSCORE', P .. 'workers', worker) then return { '' } end
   if idle then rejoin(worker) end
   local of = apart_before()
   if of then return { of } end
-  local tray = new_tray(ticket, room, queue, idle, first, last)
+  local tray = new_tray(ticket, room, queue, first, last, paused)
+  tray.idle = idle
   local suspects = call('EXISTS', P .. 'suspects') == 1
   if suspects then take_suspects(tray) end
   if take_fresh(tray) and suspects then end_fresh_turn(queue) end
   pass_rings_on(tray)
-  return answer_of(tray)
+  if tray.alone then pass_suspects_on(tray) end
+  if #tray.jobs > 0 or tray.apart then call('ZADD', P .. 'workers', 'NX', now() + lease, worker) end
+  return answer_of(tray, held)
 end
 
 local at = 6 + tonumber(ARGV[5])

@@ -1,5 +1,5 @@
--- Shared by the scripts. The loader puts in front of each the paragraphs that define what it names, and what those name, and
--- no others (see bus/store/redis/scripts.py).
+-- Shared by the scripts, as taking.lua is. The loader puts in front of each the paragraphs that define what it names, and what
+-- those name, and no others (see bus/store/redis/scripts.py).
 --
 -- All keys are KEYS[1], the namespace's tagged prefix, plus a name; so all are in one slot.
 --   meta                         hash    v: bindings' version, j: last job number, b: last beat (ms)
@@ -52,6 +52,9 @@ local function look_at(meta, offered)
   return { epoch = top[1], seq = tonumber(top[2] or 0), token = top[3] or '0', ttl = tonumber(top[4] or 0), closed = top[5] }
 end
 
+local paused = {}
+for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
+
 local function due_at(due, now)
   local kind = string.sub(due, 1, 1)
   if kind == '+' then return now + tonumber(string.sub(due, 2)) end
@@ -90,22 +93,25 @@ local function suspicion(job)
 end
 
 -- A job can be taken: by itself, or as the head of its lane.
-local function offer(prio, queue, handler, key, job, first)
-  local name, push, lost = queue .. '|' .. handler, first and 'LPUSH' or 'RPUSH', suspicion(job)
-  if lost then
-    call(push, P .. 'suspects:' .. name .. '|' .. lost, prio .. '|' .. job .. '|' .. key)
-    call('HSETNX', P .. 'suspects', name, 's')
-  else
-    call(push, P .. 'ready:' .. name .. '|' .. prio, key == '' and 'J' .. job or 'L' .. key)
-  end
+local function make_ready(prio, queue, handler, key, job, first)
+  local name = queue .. '|' .. handler
+  call(first and 'LPUSH' or 'RPUSH', P .. 'ready:' .. name .. '|' .. prio, key == '' and 'J' .. job or 'L' .. key)
   ring(name)
 end
 
--- A job joins the tail of its lane; a lane that was empty becomes ready.
-local function join_lane(prio, queue, handler, key, job)
-  if key == '' or call('RPUSH', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key, job) == 1 then
-    offer(prio, queue, handler, key, job)
-  end
+-- The same, of a job that may be a suspect.
+local function offer(prio, queue, handler, key, job, first)
+  local lost = suspicion(job)
+  if not lost then return make_ready(prio, queue, handler, key, job, first) end
+  local name = queue .. '|' .. handler
+  call(first and 'LPUSH' or 'RPUSH', P .. 'suspects:' .. name .. '|' .. lost, prio .. '|' .. job .. '|' .. key)
+  call('HSETNX', P .. 'suspects', name, 's')
+  ring(name)
+end
+
+-- A job joins the tail of its lane. Answers whether it is its head there, or needs no lane.
+local function enter_lane(queue, handler, key, job)
+  return key == '' or call('RPUSH', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key, job) == 1
 end
 
 local function delay(due, kind, prio, queue, handler, job, key)
@@ -119,12 +125,13 @@ local function unpack_due(member)
   return kind, job, prio, queue, handler, key
 end
 
--- A new job waits in its lane, or until it is due. Its body and its count are the caller's to write.
+-- A new job waits in its lane, or until it is due. No lease was lost under it yet. Its body and its count are the caller's to
+-- write.
 local function place_job(prio, queue, handler, key, job, due, now)
   if due > now then
     delay(due, 'J', prio, queue, handler, job, key)
-  else
-    join_lane(prio, queue, handler, key, job)
+  elseif enter_lane(queue, handler, key, job) then
+    make_ready(prio, queue, handler, key, job)
   end
 end
 

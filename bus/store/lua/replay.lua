@@ -16,7 +16,7 @@ for at = 1, #ARGV, 2 do
     call('HDEL', P .. 'lost', job)
     call('HSET', P .. 'notes', job, ARGV[at + 1])
     call('HINCRBY', P .. 'pending', queue .. '|' .. handler, 1)
-    join_lane(prio, queue, handler, key, job)
+    place_job(prio, queue, handler, key, job, 0, 0)
     answer[#answer + 1] = 1
   else
     answer[#answer + 1] = 0

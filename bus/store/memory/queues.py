@@ -395,6 +395,10 @@ class Queues:
         """Whether a worker has a lease in the books."""
         return worker in self._leases
 
+    def may_collect(self, worker: str) -> bool:
+        """Whether it may be handed work without an exchange, which alone knows of suspects, and of what is paused."""
+        return self.knows(worker) and not (self._suspects or self._apart or self._paused)
+
     def beat(
         self,
         worker: str,

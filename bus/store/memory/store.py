@@ -255,10 +255,8 @@ class MemoryStore:
         # The condition's own deadline: a time.monotonic() of ours would stand still under freezegun, and so would we.
         with self._lock:
             rang = self._rung.wait_for(lambda: self._claim(names), timeout_s)
-            if not self._queues.knows(worker):
-                return Woken(rang, [])
-            answer = self.exchange(worker, (), takes)
-            return Woken(rang, answer.taken, answer.apart)
+            may = self._queues.may_collect(worker)
+            return Woken(rang, self.exchange(worker, (), takes).taken if may else [])
 
     def _claim(self, names: Sequence[str]) -> str | None:
         rung = next((name for name in names if name in self._tokens), None)

@@ -175,7 +175,7 @@ class RedisStore:
     def wait(self, names: Sequence[str], timeout_s: float, worker: str = "", takes: Sequence[Take] = ()) -> Woken:
         keys = [f"{self.prefix}wake:{name}" for name in names]
         wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
-        take = scripts.exchange(worker, 0, *self._suspects, (), wishes) if wishes else None
+        take = scripts.collect(worker, wishes) if wishes else None
         while True:
             patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
             with translated(self.link, writing=False):
@@ -184,11 +184,10 @@ class RedisStore:
                 rung, *taken = self._waits.ask([rest, self._command(take)] if take else [rest])
                 if isinstance(rung, Exception):
                     raise rung
-                came = self._answered(take, taken[0]) if take else Exchange([], [])
+                came = self._answered(take, taken[0]) if take else []
             timeout_s -= patience
-            if rung or came.taken or timeout_s <= 0:
-                rang = rung[0].decode().removeprefix(f"{self.prefix}wake:") if rung else None
-                return Woken(rang, came.taken, came.apart)
+            if rung or came or timeout_s <= 0:
+                return Woken(rung[0].decode().removeprefix(f"{self.prefix}wake:") if rung else None, came)
 
     def poke(self, name: str) -> None:
         self._run(scripts.poke(name))

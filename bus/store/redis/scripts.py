@@ -1,7 +1,7 @@
 """The Lua scripts, and how their arguments and answers look: one body behind the blocking and the loop door.
 
-Each script is a file in ``bus/store/lua`` whose header names KEYS, ARGV and answer; what it uses of ``lanes.lua`` is put
-in front of it. A :class:`Call` is one invocation, ready to be sent by either kind of client.
+Each script is a file in ``bus/store/lua`` whose header names KEYS, ARGV and answer; what it uses of ``lanes.lua`` and
+``taking.lua`` is put in front of it. A :class:`Call` is one invocation, ready to be sent by either kind of client.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -47,6 +47,7 @@ __all__ = [
     "bind",
     "census",
     "close_log",
+    "collect",
     "drop",
     "enqueue",
     "exchange",
@@ -96,10 +97,11 @@ class Call(NamedTuple, Generic[T]):
 
 @cache
 def script(name: str) -> Script:
-    """The named script, composed: its own first line (the flags), what it uses of the shared part, the rest."""
+    """The named script, composed: its own first line (the flags), what it uses of the shared parts, the rest."""
     room = files("bus.store") / "lua"
     flags, _, body = (room / f"{name}.lua").read_text("utf-8").partition("\n")
-    text = "\n\n".join([flags, *_used((room / "lanes.lua").read_text("utf-8"), body), body])
+    shared = "\n\n".join((room / f"{part}.lua").read_text("utf-8") for part in ("lanes", "taking"))
+    text = "\n\n".join([flags, *_used(shared, body), body])
     return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
@@ -230,16 +232,11 @@ def exchange(
     settlements: Sequence[Settlement],
     takes: Sequence[Take],
 ) -> Call[Exchange]:
-    """See :meth:`bus.store.base.Store.exchange`. With a lease of 0 ms a worker that has none is handed nothing."""
+    """See :meth:`bus.store.base.Store.exchange`."""
 
     def answered(answer: Sequence[Any]) -> Exchange:
-        taken = [
-            _taken(wish, *came[at : at + 3])
-            for wish, came in zip(takes, answer[1:], strict=True)
-            for at in range(1, len(came), 3)
-        ]
         aparts = [came[0] for came in answer[1:] if came[0]]
-        return Exchange(_each(answer[0]), taken, aparts[0].decode() if aparts else "")
+        return Exchange(_each(answer[0]), _all_taken(takes, answer), aparts[0].decode() if aparts else "")
 
     # One argument for a settlement: writing arguments and reading answers is what Python does most while it drains a queue.
     arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), patience_ms, len(settlements)]
@@ -249,6 +246,24 @@ def exchange(
         arguments += (wish.ticket, wish.limit, wish.queue, int(wish.idle), len(wish.handlers))
         arguments += [part for pair in zip(wish.handlers, most, strict=True) for part in pair]
     return Call(script("exchange"), arguments, answered)
+
+
+def collect(worker: str, takes: Sequence[Take]) -> Call[list[Taken]]:
+    """What :meth:`bus.store.base.Store.wait` hands out."""
+    arguments: list[Argument] = [worker]
+    for wish in takes:
+        most = wish.most or (wish.limit,) * len(wish.handlers)
+        arguments += (wish.ticket, wish.limit, wish.queue, len(wish.handlers))
+        arguments += [part for pair in zip(wish.handlers, most, strict=True) for part in pair]
+    return Call(script("collect"), arguments, partial(_all_taken, takes))
+
+
+def _all_taken(takes: Sequence[Take], answer: Sequence[Any]) -> list[Taken]:
+    return [
+        _taken(wish, *came[at : at + 3])
+        for wish, came in zip(takes, answer[1:], strict=True)
+        for at in range(1, len(came), 3)
+    ]
 
 
 def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
