@@ -133,7 +133,8 @@ class Bell:
 
     def _hand_on(self, woken: Woken, takes: Sequence[Take], tried: Sequence[Take]) -> None:
         """Bring the consumers what was taken for them, and ring where there may be more."""
-        books, brought = self._books, dict[str, list[Taken]]()
+        books = self._books
+        brought: dict[str, list[Taken]] = {}
         with books.changed:
             waiters = {} if books.quiet else dict(self._waiters)
             kept, refused = books.receive_unasked(woken, waiters) if tried else ([], [])

@@ -305,7 +305,9 @@ class Books:
 
     def receive_unasked(self, answer: Woken, queues: Collection[str]) -> tuple[list[Taken], list[Taken]]:
         """As :meth:`receive`, some time after it was asked for: what may stay, and what has no place (any more)."""
-        kept, refused, now = list[Taken](), list[Taken](), time.monotonic()
+        kept: list[Taken] = []
+        refused: list[Taken] = []
+        now = time.monotonic()
         for taken in answer.taken:
             fits = taken.route.queue in queues and self.rooms.admits(taken.route.handler)
             (kept if fits else refused).append(taken)
