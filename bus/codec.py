@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from json.encoder import encode_basestring
-from typing import Any, Final, NotRequired, TypedDict, Unpack
+from types import NoneType, UnionType
+from typing import Any, Final, NotRequired, TypedDict, Union, Unpack, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticSerializationError, from_json, to_json, to_jsonable_python
 
 from bus.causation import Cause
@@ -25,6 +27,7 @@ from bus.topics import plural, topic_set
 __all__ = ["Attributes", "Written", "decode", "encode", "read", "wrap", "write"]
 
 _NAMED_FAULTS: Final = 5
+_PLAIN: Final = frozenset({str, int, float, bool, NoneType})
 _SHORT: Final = 1_000
 _HARMLESS: Final = bytes(set(range(256)) - set(b"{[NI"))
 _UNSERIALISABLE: Final = (PydanticSerializationError, ValueError, TypeError, RecursionError)
@@ -120,17 +123,58 @@ def _caused(cause: Cause) -> str:
 
 def _json_of(event: Event | Mapping[str, Any]) -> tuple[str, int | None, bytes]:
     """Type, version and data, as sound JSON."""
-    if isinstance(event, Event):
-        model = type(event)
-        if model.__event_type__ is None:
-            raise ValueError
-        # What model_dump_json() calls, without a detour over text.
-        data = model.__pydantic_serializer__.to_json(event, by_alias=False, round_trip=True, warnings="error")
-        if not _is_surely_sound(data):
-            check_json(from_json(data))
-        return model.__event_type__, model.__event_version__, data
-    name, version, plain = _of_mapping(event)
-    return name, version, to_json(check_json(plain))
+    model: Any = type(event)
+    ways = _ways_of(model)
+    if ways is None:
+        name, version, plain = _of_mapping(event)  # type: ignore[arg-type]  # this is no event
+        return name, version, to_json(check_json(plain))
+    name, version, declared = ways
+    write = model.__pydantic_serializer__.to_json  # what model_dump_json() calls, without a detour over text
+    if declared is not None and _as_declared(declared, tuple(map(type, event.__dict__.values()))):
+        data = write(event, by_alias=False, round_trip=True, warnings=False)  # there is nothing to warn of
+    else:
+        data = write(event, by_alias=False, round_trip=True, warnings="error")
+    if not _is_surely_sound(data):
+        check_json(from_json(data))
+    return name, version, data
+
+
+_Kinds = frozenset[type]
+
+
+@lru_cache(maxsize=1_024)
+def _ways_of(kind: type) -> tuple[str, int, tuple[_Kinds, ...] | None] | None:
+    """An event's type and version, and the types of its fields, if these are plain; ``None`` for what is no event.
+
+    Raises ``ValueError`` for one that has no type.
+    """
+    if not issubclass(kind, Event):
+        return None
+    if kind.__event_type__ is None:
+        raise ValueError
+    own, declared = kind.__pydantic_decorators__, tuple(map(_plain_types, kind.model_fields.values()))
+    plain = all(declared) and not (
+        own.field_serializers or own.model_serializers or kind.model_config.get("json_encoders")
+    )
+    return kind.__event_type__, kind.__event_version__, declared if plain else None
+
+
+@lru_cache(maxsize=1_024)
+def _as_declared(declared: tuple[_Kinds, ...], kinds: tuple[type, ...]) -> bool:
+    """Whether values of these types are what the fields say.
+
+    Then pydantic need not be told to make errors of its warnings. That costs more than the writing: it takes the word for
+    it for a wrong argument at first.
+    """
+    return len(kinds) == len(declared) and all(kind in plain for kind, plain in zip(kinds, declared, strict=True))
+
+
+def _plain_types(field: FieldInfo) -> _Kinds:
+    """The types of its values, where these are no more than a text, a number, a truth value or nothing; else none."""
+    union = get_origin(field.annotation) in {Union, UnionType}
+    declared: tuple[Any, ...] = get_args(field.annotation) if union else (field.annotation,)
+    bounded = all(type(one).__module__ == "annotated_types" for one in field.metadata)
+    return frozenset(declared) if bounded and _PLAIN.issuperset(declared) else frozenset()
 
 
 def _is_surely_sound(data: bytes) -> bool:

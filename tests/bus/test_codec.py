@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, computed_field, field_serializer, field_validator
+from pydantic import BaseModel, Field, PlainSerializer, computed_field, field_serializer, field_validator
 
 from bus.causation import Cause
 from bus.codec import decode, encode, read, wrap, write
@@ -41,6 +41,23 @@ class Free(Event, type="codec.free"):
 
     value: Any = None
     size: float = 1.0
+
+
+class Plain(Event, type="codec.plain.typed"):
+    """Its fields have types of which pydantic has nothing to warn where they are kept."""
+
+    text: str
+    count: Annotated[int, Field(ge=0)] | None = None
+    ratio: float = 1.0
+    good: bool = True
+
+
+class Told(Event, type="codec.told"):
+    """Its fields look as plain, and are not."""
+
+    text: Annotated[str, PlainSerializer(lambda text: text or object())]
+    choice: Literal["a", "b"] = "a"
+    name: Annotated[str, Field(max_length=3)] = ""
 
 
 def wrapped(event: Any, **attributes: Any) -> Envelope:
@@ -141,6 +158,10 @@ events = (
     st.builds(lambda data: {"type": "codec.unknown", **data}, objects | st.dictionaries(texts, anything))
     | st.builds(lambda value, size: Free.model_construct(value=value, size=size), anything, st.floats() | st.text())
     | st.builds(lambda levels: Free(value=nested(levels)), st.integers(60, 70))
+    | st.builds(
+        Plain.model_construct, text=st.text() | anything, count=st.none() | anything, ratio=st.floats(), good=leaves
+    )
+    | st.builds(Told.model_construct, text=texts | anything, choice=st.sampled_from("abc") | anything, name=leaves)
 )
 
 
@@ -161,6 +182,12 @@ written_attributes = st.fixed_dictionaries(
 @example({"topics": ("a",)}, Free(value=[10**1000, "x" * 2_000]))
 @example({"topics": ("a",)}, Free.model_construct(size=math.nan))
 @example({"topics": ("a",)}, Free(value=nested(64)))
+@example({"topics": ("a",)}, Plain(text="hi"))
+@example({"topics": ("a",)}, Plain(text="hi").model_copy(update={"text": 5}))
+@example({"topics": ("a",)}, Plain(text="hi").model_copy(update={"good": 1}))
+@example({"topics": ("a",)}, Plain.model_construct(count=True, text="hi", ratio=math.inf))
+@example({"topics": ("a",)}, Told(text="hi").model_copy(update={"choice": "c"}))
+@example({"topics": ("a",)}, Told(text=""))
 def test_what_is_written_is_the_wrapped_envelope(attributes: dict[str, Any], event: Any) -> None:
     given: dict[str, Any] = {"id": "1", "source": "/a", "key": None, "cause": None, "reserved": False} | attributes
     topics, key, reserved, cause = (given[name] for name in ("topics", "key", "reserved", "cause"))
@@ -375,11 +402,26 @@ def test_a_value_that_json_cannot_carry_is_named_by_place_and_type_only(
     assert "secret" not in logged(caught.value)
 
 
-def test_an_event_that_was_changed_unchecked_is_refused_without_a_warning_that_quotes_it() -> None:
-    event = Free().model_copy(update={"size": "secret"})
+@pytest.mark.parametrize(
+    "event",
+    [
+        Free().model_copy(update={"size": "secret"}),
+        Plain(text="hi").model_copy(update={"count": "secret"}),
+        Plain(text="secret").model_copy(update={"good": 0}),
+        Plain(text="hi").model_copy(update={"text": b"secret"}),
+        Told(text="hi").model_copy(update={"name": 5}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "ways", [wrapped, lambda event: write(event, ("a",), None, id=None, source="/a", now_ms=NOW_MS)]
+)
+def test_an_event_that_was_changed_unchecked_is_refused_without_a_warning_that_quotes_it(
+    event: Event, ways: Callable[[Event], object]
+) -> None:
 
     with warnings.catch_warnings(record=True) as warned, pytest.raises(InvalidEvent, match="does not fit") as caught:
-        wrapped(event)
+        ways(event)
 
     assert "secret" not in logged(caught.value)
     assert not warned
