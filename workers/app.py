@@ -213,15 +213,23 @@ def _envelope(job: LaneMessage | None, text: str) -> Envelope:
 
 
 def _read(envelope: Envelope) -> Event | dict[str, Any]:
-    known, version = events.versions(envelope.type), envelope.version
-    if known and version is not None and version > known[-1]:
-        raise NotForUs(f"{envelope.type} version {version}; this process knows up to {known[-1]}")
-    if known and version not in known:
-        # An older version, or a publisher that knew the type by name alone (the command line, another language): a
-        # handler still gets a model, the next newer one, if that can read it.
-        readable = next(newer for newer in known if newer > (version or known[-1] - 1))
-        envelope = envelope.model_copy(update={"dataschema": dataschema(envelope.type, readable)})
+    version = envelope.version
+    if version is None or events.lookup(envelope.type, version) is None:
+        envelope = _readable(envelope, version)
     try:
         return codec.read(envelope)
     except BusError as error:
         raise Unreadable(str(error)) from None
+
+
+def _readable(envelope: Envelope, version: int | None) -> Envelope:
+    """One of another version than this process knows, or of none, as one that it can read, where there is any."""
+    known = events.versions(envelope.type)
+    if known and version is not None and version > known[-1]:
+        raise NotForUs(f"{envelope.type} version {version}; this process knows up to {known[-1]}")
+    if not known:
+        return envelope
+    # An older version, or a publisher that knew the type by name alone (the command line, another language): a handler
+    # still gets a model, the next newer one, if that can read it.
+    readable = next(newer for newer in known if newer > (version or known[-1] - 1))
+    return envelope.model_copy(update={"dataschema": dataschema(envelope.type, readable)})

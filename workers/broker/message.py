@@ -275,7 +275,8 @@ def body_of(message: Message[Any]) -> bytes:
 def open_job(taken: Taken, clock: Clock) -> LaneMessage:
     """Read a job; ``clock`` dates its attempts. Raises ``ValueError`` for bytes that are none; the text names no content."""
     notes = json.loads(taken.notes) if taken.notes else {}
-    options = {name: value for name, value in notes.get("options", {}).items() if name != "throws"}  # classes: no JSON
+    options = notes.get("options", {})
+    options.pop("throws", None)  # classes: no JSON
     kind = taken.body[:1]
     if kind == EVENT:
         return LaneMessage(_EventMessage.of(taken, options), taken, notes, clock)
