@@ -14,8 +14,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
-from queue import Empty, PriorityQueue
 from typing import Any, cast
 
 from dramatiq import Worker
@@ -25,6 +23,7 @@ from workers.loop.backstage import Backstage
 from workers.loop.limits import Limits
 from workers.loop.performance import Performance
 from workers.loop.thread import WorkerLoop
+from workers.loop.work_queue import WorkQueue
 from workers.whereabouts import counted
 
 __all__ = ["Stage"]
@@ -67,7 +66,7 @@ class Stage:
             deque(),
             Limits(),
         )  # an earlier worker may have left behind what would not end
-        worker.work_queue = _WorkQueue(self)
+        worker.work_queue = WorkQueue(self)
         self.backstage.start()
 
     def join_worker(self, worker: Worker) -> None:
@@ -191,58 +190,3 @@ class Stage:
                     self._changed.notify_all()
                     self._loop.watch.work(begins=False)
             performance.worker.work_queue.task_done()
-
-
-class _WorkQueue(PriorityQueue[Any]):
-    """A worker's queue that keeps the async jobs from its threads, and counts them as any others: ``join`` waits for them.
-
-    It never fills up. A thread that waits is handed its item: a condition would wake it to look for one, a dozen steps
-    further on. The last who began to wait is the first to be served, for what it needs may be in a cache still.
-    """
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self._stage = stage
-        self._waiting: list[_Waiting] = []
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002 - as its base's
-        is_for_stage = self._stage.is_for(item.message)
-        with self.mutex:
-            self.unfinished_tasks += 1
-            if not is_for_stage:
-                if self._waiting:
-                    self._waiting.pop().serve(item)
-                else:
-                    heappush(self.queue, item)
-        if is_for_stage:
-            self._stage.begin(item.message)
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as its base's
-        with self.mutex:
-            if self.queue:
-                return heappop(self.queue)
-            if not block:
-                raise Empty
-            me = _Waiting()
-            self._waiting.append(me)
-        if not me.served.acquire(timeout=-1 if timeout is None else timeout):
-            with self.mutex:
-                if me in self._waiting:
-                    self._waiting.remove(me)
-                    raise Empty
-        return me.item
-
-
-class _Waiting:
-    """A thread that waits for an item."""
-
-    __slots__ = ("item", "served")
-
-    def __init__(self) -> None:
-        self.item: Any = None
-        self.served = threading.Lock()
-        self.served.acquire()
-
-    def serve(self, item: Any) -> None:
-        self.item = item
-        self.served.release()

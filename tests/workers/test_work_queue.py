@@ -1,0 +1,126 @@
+"""The queue between a worker's consumers and its threads: nothing is lost, and nobody waits beside an item."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import Empty
+from typing import Any, NamedTuple
+
+import pytest
+
+from workers.loop.work_queue import WorkQueue
+
+MANY = 2_000
+
+
+class Item(NamedTuple):
+    """As Dramatiq's: ordered by its priority."""
+
+    priority: int
+    message: Any
+
+
+class Loop:
+    """Runs what is said to be for it, or rather keeps it."""
+
+    def __init__(self) -> None:
+        self.begun: list[Any] = []
+
+    def is_for(self, message: Any) -> bool:
+        return bool(message == "async")
+
+    def begin(self, message: Any) -> None:
+        self.begun.append(message)
+
+
+@pytest.fixture
+def queue() -> WorkQueue:
+    return WorkQueue(Loop())
+
+
+@contextmanager
+def getting(queue: WorkQueue, got: list[Any], threads: int, timeout_s: float) -> Iterator[None]:
+    """Threads that get items, as a worker's do: each time for so long, until the end."""
+    ending = threading.Event()
+
+    def work() -> None:
+        while not ending.is_set():
+            try:
+                item = queue.get(timeout=timeout_s)
+            except Empty:
+                continue
+            got.append(item)
+            queue.task_done()
+
+    running = [threading.Thread(target=work, name=f"getter {n}") for n in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        for thread in running:
+            thread.join(10)
+
+
+def test_what_waits_comes_by_its_priority(queue: WorkQueue) -> None:
+    for priority in (2, 0, 1):
+        queue.put(Item(priority, None))
+
+    assert (queue.qsize(), queue.unfinished_tasks) == (3, 3)
+    assert [queue.get().priority for _ in range(3)] == [0, 1, 2]
+    assert (queue.qsize(), queue.unfinished_tasks) == (0, 3)
+
+
+def test_what_runs_elsewhere_reaches_no_thread_and_counts_all_the_same() -> None:
+    loop = Loop()
+    queue = WorkQueue(loop)
+
+    queue.put(Item(0, "async"))
+
+    assert (loop.begun, queue.qsize(), queue.unfinished_tasks) == (["async"], 0, 1)
+    with pytest.raises(Empty):
+        queue.get_nowait()
+
+
+def test_an_empty_one_says_so(queue: WorkQueue) -> None:
+    with pytest.raises(Empty):
+        queue.get_nowait()
+    begun = time.perf_counter()
+    with pytest.raises(Empty):
+        queue.get(timeout=0.02)
+    assert time.perf_counter() - begun >= 0.02
+
+    queue.put(Item(0, "later"))
+    assert queue.get(timeout=0) == Item(0, "later"), "it went to somebody who does not wait any more"
+
+
+def test_a_thread_that_waits_for_ever_is_woken(queue: WorkQueue) -> None:
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(queue.get()), name="getter")
+    thread.start()
+
+    queue.put(Item(0, "one"))
+    thread.join(10)
+
+    assert got == [Item(0, "one")]
+    assert queue.qsize() == 0
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 0.00005, 0.05])
+def test_no_item_is_lost_or_comes_twice_whenever_a_wait_ends(queue: WorkQueue, timeout_s: float) -> None:
+    """With the shortest waits, many end at the very moment at which an item comes."""
+    got: list[Any] = []
+    with getting(queue, got, 6, timeout_s):
+        for number in range(MANY):
+            queue.put(Item(0, number))
+            if number % 10 == 0:
+                queue.join()  # so that all of them wait again
+        queue.join()
+
+    assert Counter(item.message for item in got) == Counter(range(MANY))
+    assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)

@@ -1,0 +1,77 @@
+"""The queue between a worker's consumers and its threads, in place of Dramatiq's."""
+
+from __future__ import annotations
+
+import threading
+from heapq import heappop, heappush
+from queue import Empty, PriorityQueue
+from typing import Any, Protocol
+
+__all__ = ["Elsewhere", "WorkQueue"]
+
+
+class Elsewhere(Protocol):
+    """Where some messages run that need no thread."""
+
+    def is_for(self, message: Any) -> bool:
+        """Whether it runs there."""
+
+    def begin(self, message: Any) -> None:
+        """Run it, and count it as done in the queue. Never blocks."""
+
+
+class WorkQueue(PriorityQueue[Any]):
+    """A worker's queue that keeps the async jobs from its threads, and counts them as any others: ``join`` waits for them.
+
+    It never fills up. A thread that waits is handed its item: a condition would wake it to look for one, a dozen steps
+    further on. The last who began to wait is the first to be served, for what it needs may be in a cache still.
+    """
+
+    def __init__(self, stage: Elsewhere) -> None:
+        super().__init__()
+        self._stage = stage
+        self._waiting: list[_Waiting] = []
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
+        """As its base's; never blocks, for there is always room."""
+        is_for_stage = self._stage.is_for(item.message)
+        with self.mutex:
+            self.unfinished_tasks += 1
+            if not is_for_stage:
+                if self._waiting:
+                    self._waiting.pop().serve(item)
+                else:
+                    heappush(self.queue, item)
+        if is_for_stage:
+            self._stage.begin(item.message)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
+        """As its base's."""
+        with self.mutex:
+            if self.queue:
+                return heappop(self.queue)
+            if not block:
+                raise Empty
+            me = _Waiting()
+            self._waiting.append(me)
+        if not me.served.acquire(timeout=-1 if timeout is None else timeout):
+            with self.mutex:
+                if me in self._waiting:
+                    self._waiting.remove(me)
+                    raise Empty
+        return me.item
+
+
+class _Waiting:
+    """A thread that waits for an item."""
+
+    __slots__ = ("item", "served")
+
+    def __init__(self) -> None:
+        self.item: Any = None
+        self.served = threading.Lock()
+        self.served.acquire()
+
+    def serve(self, item: Any) -> None:
+        self.item = item
+        self.served.release()
