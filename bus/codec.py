@@ -31,7 +31,7 @@ _PLAIN: Final = frozenset({str, int, float, bool, NoneType})
 _SHORT: Final = 1_000
 _HARMLESS: Final = bytes(set(range(256)) - set(b"{[NI"))
 _UNSERIALISABLE: Final = (PydanticSerializationError, ValueError, TypeError, RecursionError)
-_IN_DOUBT: Final = (*_UNSERIALISABLE, InvalidTopic)
+_IN_DOUBT: Final = (*_UNSERIALISABLE, InvalidEvent, InvalidTopic)
 
 
 class Attributes(TypedDict):
