@@ -127,6 +127,7 @@ def test_what_was_matched_with_old_bindings_is_matched_anew() -> None:
 
     with going(mine.plan([first, later])) as plan:
         assert sent(plan) == first
+        assert {post.jobs for post in sent(plan, bindings(6)).posts} == {()}
         again = sent(plan, bindings(7, everything, by_agent))
         then = sent(plan, taken(again))
         receipts = ended(plan, taken(then))
