@@ -174,7 +174,7 @@ def fill(world: World, bus: Bus) -> BusUnavailable:
 def script_flush(world: World) -> Finding:
     times = world.many(10, 20)
 
-    ours = [script(name).sha for name in ("append", "exchange", "beat", "read")]
+    ours = [script(name).sha for name in ("append", "collect", "exchange", "beat", "read")]
 
     def inject() -> int:
         with world.server.client() as client, client.pipeline(transaction=True) as both:
