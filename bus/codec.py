@@ -128,23 +128,27 @@ def _json_of(event: Event | Mapping[str, Any]) -> tuple[str, int | None, bytes]:
     if ways is None:
         name, version, plain = _of_mapping(event)  # type: ignore[arg-type]  # this is no event
         return name, version, to_json(check_json(plain))
-    name, version, declared = ways
+    name, version, fields = ways
     write = model.__pydantic_serializer__.to_json  # what model_dump_json() calls, without a detour over text
-    if declared is not None and _as_declared(declared, tuple(map(type, event.__dict__.values()))):
+    values = event.__dict__
+    if fields is not None and _as_declared(fields, tuple(values), tuple(map(type, values.values()))):
         data = write(event, by_alias=False, round_trip=True, warnings=False)  # there is nothing to warn of
     else:
         data = write(event, by_alias=False, round_trip=True, warnings="error")
+        if not data.startswith(b"{"):  # a serializer of the model's makes something else of it
+            raise ValueError
     if not _is_surely_sound(data):
         check_json(from_json(data))
     return name, version, data
 
 
 _Kinds = frozenset[type]
+_Fields = tuple[tuple[str, _Kinds], ...]
 
 
 @lru_cache(maxsize=1_024)
-def _ways_of(kind: type) -> tuple[str, int, tuple[_Kinds, ...] | None] | None:
-    """An event's type and version, and the types of its fields, if these are plain; ``None`` for what is no event.
+def _ways_of(kind: type) -> tuple[str, int, _Fields | None] | None:
+    """An event's type and version, and its fields, if they are plain; ``None`` for what is no event.
 
     Raises ``ValueError`` for one that has no type.
     """
@@ -152,21 +156,29 @@ def _ways_of(kind: type) -> tuple[str, int, tuple[_Kinds, ...] | None] | None:
         return None
     if kind.__event_type__ is None:
         raise ValueError
-    own, declared = kind.__pydantic_decorators__, tuple(map(_plain_types, kind.model_fields.values()))
-    plain = all(declared) and not (
-        own.field_serializers or own.model_serializers or kind.model_config.get("json_encoders")
-    )
-    return kind.__event_type__, kind.__event_version__, declared if plain else None
+    return kind.__event_type__, kind.__event_version__, _plain_fields(kind)
+
+
+def _plain_fields(kind: type[Event]) -> _Fields | None:
+    """All that such an event has, if that is nothing but plain values, and nobody has a say in how they are written."""
+    own, config = kind.__pydantic_decorators__, kind.model_config
+    if own.field_serializers or own.model_serializers or config.get("json_encoders") or config.get("extra") == "allow":
+        return None
+    if any("__get_pydantic_core_schema__" in vars(one) for one in kind.__mro__[: kind.__mro__.index(Event)]):
+        return None
+    fields = tuple((name, _plain_types(field)) for name, field in kind.model_fields.items())
+    return fields if all(kinds for _, kinds in fields) else None
 
 
 @lru_cache(maxsize=1_024)
-def _as_declared(declared: tuple[_Kinds, ...], kinds: tuple[type, ...]) -> bool:
-    """Whether values of these types are what the fields say.
+def _as_declared(fields: _Fields, names: tuple[str, ...], kinds: tuple[type, ...]) -> bool:
+    """Whether values of these names and types are what the fields say.
 
     Then pydantic need not be told to make errors of its warnings. That costs more than the writing: it takes the word for
     it for a wrong argument at first.
     """
-    return len(kinds) == len(declared) and all(kind in plain for kind, plain in zip(kinds, declared, strict=True))
+    declared = dict(fields)
+    return names == tuple(declared) and all(kind in declared[name] for name, kind in zip(names, kinds, strict=True))
 
 
 def _plain_types(field: FieldInfo) -> _Kinds:

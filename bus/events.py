@@ -79,7 +79,7 @@ def check_type(type: object) -> str:
     Dotted names of letters, digits, ``_`` and ``-``, at most 255 characters. A first ``$`` marks the bus's own.
     """
     if isinstance(type, str) and len(type) <= _MAX_TYPE and _TYPE.fullmatch(type):
-        return type
+        return str.__str__(type)  # an enum's or another subclass's plain text
     given = f"{type[:80]!r}" if isinstance(type, str) else f"an object of type {type.__class__.__name__}"
     raise InvalidEvent(
         f"{given} is not the name of an event type: use dotted names of a-z A-Z 0-9 _ -, "

@@ -20,7 +20,8 @@ from bus.errors import BusUnavailable, InvalidLog
 from bus.events import Event
 from bus.listener import Listener
 from bus.position import Position
-from bus.publisher import FIRST_PAUSE_S, LAST_PAUSE_S, Delay, Publication, Receipt
+from bus.publication import Delay, Publication, drafted
+from bus.publisher import FIRST_PAUSE_S, LAST_PAUSE_S, Receipt
 from bus.settings import Limits, check_log
 from bus.sides import Side
 from bus.store.base import OwnLimits, Store
@@ -161,8 +162,9 @@ class Log:
                 time.sleep(pause_s)
 
     def _here(self, publication: Publication) -> Publication:
-        if publication.log not in (None, self.name):
-            raise InvalidLog(str(publication.log), f"this is the handle of log {self.name!r}: leave log= out")
+        *_, log, _ = drafted(publication)
+        if log not in (None, self.name):
+            raise InvalidLog(str(log), f"this is the handle of log {self.name!r}: leave log= out")
         return replace(publication, log=self.name, own=self._own)
 
 

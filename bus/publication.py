@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
-from bus.errors import BusError, HookFailed, InvalidSettings
+from bus.errors import BusError, HookFailed, InvalidEvent, InvalidSettings
 from bus.events import Event
 from bus.store.base import NO_LIMITS, OwnLimits
 from bus.topics import topic_set
@@ -63,8 +63,16 @@ Draft = tuple[
 ]
 """A publication's fields. Most are never more than that: only a hook has to be shown an object, which costs a microsecond."""
 
-drafted: Callable[[Publication], Draft] = attrgetter("event", "topics", "key", "id", "delay", "at", "log", "own")
-"""A publication as a draft."""
+_fields: Callable[[Publication], Draft] = attrgetter("event", "topics", "key", "id", "delay", "at", "log", "own")
+
+
+def drafted(publication: object) -> Draft:
+    """A publication as a draft. Raises ``InvalidEvent`` for what is none, such as an event without one around it."""
+    if not isinstance(publication, Publication):
+        kind = type(publication).__name__
+        raise InvalidEvent(f"publish_many takes Publication(event, topics=...), not {kind}: put each event in one")
+    return _fields(publication)
+
 
 Hook = Callable[[Publication], Publication]
 """Gives the draft back, as it is or another one; or raises, and nothing is published.

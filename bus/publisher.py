@@ -101,9 +101,10 @@ class Publisher:
 
     def whisper(self, draft: Draft) -> tuple[str, str, Whisper]:
         """An ephemeral event, checked as all others: the log's name, its id, and what is to be told."""
-        event, topics, key, given_id, delay, at, log, _ = self._asked(draft)
+        *_, delay, at, _, _ = draft
         if delay is not None or at is not None:
             raise InvalidEvent("an ephemeral event has no jobs to delay: leave delay= and at= out")
+        event, topics, key, given_id, _, _, log, _ = self._asked(draft)  # a hook's delay is for those that have jobs
         event_id, _, line, _, body = self._written(event, topics, key, given_id)
         return check_log(log), event_id, Whisper(line, body)
 

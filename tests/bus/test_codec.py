@@ -14,12 +14,21 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, PlainSerializer, computed_field, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainSerializer,
+    computed_field,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
+from pydantic_core import core_schema
 
 from bus.causation import Cause
 from bus.codec import decode, encode, read, wrap, write
@@ -68,6 +77,48 @@ class Counted(Event, type="codec.counted"):
     @field_serializer("text")
     def count(self, text: str) -> int:
         return len(text) if text != "secret" else text  # type: ignore[return-value]
+
+
+class Roomy(Event, type="codec.roomy", extra="allow"):
+    """Has room for more."""
+
+    __pydantic_extra__: dict[str, int]
+    text: str
+
+
+class Two(Event, type="codec.two"):
+    count: int
+    text: str
+
+
+class Listed(Event, type="codec.listed"):
+    """What it is written as is no object."""
+
+    text: str
+
+    @model_serializer
+    def write(self) -> list[str]:
+        return [self.text]
+
+
+class Schemed(Event, type="codec.schemed"):
+    """Its schema has a serializer that breaks its own word."""
+
+    text: str
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        schema = handler(source)
+        serializer = core_schema.plain_serializer_function_ser_schema(
+            lambda event: {"n": event.text},
+            return_schema=core_schema.dict_schema(core_schema.str_schema(), core_schema.int_schema()),
+        )
+        return {**schema, "serialization": serializer}
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - its text in an f-string is another than its value
+    POST = "codec.post"
+    PLAIN = "codec.kind"
 
 
 def wrapped(event: Any, **attributes: Any) -> Envelope:
@@ -423,8 +474,11 @@ def test_a_value_that_json_cannot_carry_is_named_by_place_and_type_only(
         Plain(text="hi").model_copy(update={"text": b"secret"}),
         Told(text="hi").model_copy(update={"name": 5}),
         Counted(text="secret"),
+        Roomy(text="hi").model_copy(update={"n": "secret"}),
+        cast("Any", Two).model_construct(text=1).model_copy(update={"count": "secret"}),
+        Schemed(text="secret"),
     ],
-    ids=str,
+    ids=repr,
 )
 @pytest.mark.parametrize(
     "ways", [wrapped, lambda event: write(event, ("a",), None, id=None, source="/a", now_ms=NOW_MS)]
@@ -438,6 +492,24 @@ def test_an_event_that_was_changed_unchecked_is_refused_without_a_warning_that_q
 
     assert "secret" not in logged(caught.value)
     assert not warned
+
+
+def test_an_event_that_is_written_as_something_else_than_an_object_is_refused() -> None:
+    with pytest.raises(InvalidEvent):
+        write(Listed(text="hi"), ("a",), None, id=None, source="/a", now_ms=NOW_MS)
+
+
+def test_a_type_that_is_an_enums_travels_as_its_plain_text() -> None:
+    class Post(Event, type=Kind.POST):
+        text: str
+
+    events: list[Any] = [Post(text="hi"), {"type": Kind.PLAIN}, {"type": "codec.kind"}]
+    written = [write(event, ("enums",), None, id=None, source="/a", now_ms=NOW_MS) for event in events]
+
+    assert [kind for _, kind, *_ in written] == ["codec.post", "codec.kind", "codec.kind"]
+    assert [decode(body).type for *_, body in written] == ["codec.post", "codec.kind", "codec.kind"]
+    assert {type(kind) for _, kind, *_ in written} == {str}
+    assert type(wrapped({"type": Kind.PLAIN}).type) is str
 
 
 def test_a_number_that_json_lacks_is_refused_although_it_was_never_checked() -> None:

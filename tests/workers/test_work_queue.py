@@ -11,6 +11,7 @@ from queue import Empty
 from typing import Any, NamedTuple
 
 import pytest
+from dramatiq.threading import raise_thread_exception
 
 from workers.loop.work_queue import WorkQueue
 
@@ -109,6 +110,43 @@ def test_a_thread_that_waits_for_ever_is_woken(queue: WorkQueue) -> None:
 
     assert got == [Item(0, "one")]
     assert queue.qsize() == 0
+
+
+def test_a_thread_that_is_ended_while_it_waits_takes_no_item_along(queue: WorkQueue) -> None:
+    """As by a time limit that strikes when its job has just ended."""
+
+    class Struck(BaseException):
+        pass
+
+    got: list[Any] = []
+
+    def wait() -> None:
+        try:
+            while True:
+                try:
+                    got.append(queue.get(timeout=0.0005))
+                except Empty:
+                    continue
+        except Struck:
+            pass
+
+    for number in range(100):
+        thread = threading.Thread(target=wait, name=f"doomed {number}")
+        thread.start()
+        if number % 2:
+            queue.put(Item(0, number))
+        raise_thread_exception(thread.ident, Struck)
+        thread.join(10)
+        assert not thread.is_alive()
+        queue.put(Item(1, number))
+        while queue.qsize():
+            got.append(queue.get(timeout=0))
+        assert Item(1, number) in got, "it was handed to who had gone"
+
+
+def test_a_wait_cannot_end_before_it_begins(queue: WorkQueue) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        queue.get(timeout=-1)
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.00005, 0.05])

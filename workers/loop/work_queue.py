@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from heapq import heappop, heappush
 from queue import Empty, PriorityQueue
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 __all__ = ["Elsewhere", "WorkQueue"]
+
+NOTHING: Final = object()
 
 
 class Elsewhere(Protocol):
@@ -38,15 +40,14 @@ class WorkQueue(PriorityQueue[Any]):
         with self.mutex:
             self.unfinished_tasks += 1
             if not is_for_stage:
-                if self._waiting:
-                    self._waiting.pop().serve(item)
-                else:
-                    heappush(self.queue, item)
+                self._serve(item)
         if is_for_stage:
             self._stage.begin(item.message)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
         """As its base's."""
+        if timeout is not None and timeout < 0:
+            raise ValueError("'timeout' must be a non-negative number")
         with self.mutex:
             if self.queue:
                 return heappop(self.queue)
@@ -54,12 +55,32 @@ class WorkQueue(PriorityQueue[Any]):
                 raise Empty
             me = _Waiting()
             self._waiting.append(me)
-        if not me.served.acquire(timeout=-1 if timeout is None else timeout):
+        try:
+            if me.served.acquire(timeout=-1 if timeout is None else timeout):
+                return me.item
             with self.mutex:
-                if me in self._waiting:
-                    self._waiting.remove(me)
-                    raise Empty
+                self._leave(me)
+        except BaseException:  # a time limit that strikes late ends the thread, and must not take an item along
+            with self.mutex:
+                self._leave(me)
+                if me.item is not NOTHING:
+                    self._serve(me.item)
+            raise
+        if me.item is NOTHING:
+            raise Empty
         return me.item
+
+    def _leave(self, one: _Waiting) -> None:
+        """Let it wait no more. Safe where it was served already. Under ``mutex``."""
+        if one in self._waiting:
+            self._waiting.remove(one)
+
+    def _serve(self, item: Any) -> None:
+        """Hand it to whoever waits, or keep it. Under ``mutex``."""
+        if self._waiting:
+            self._waiting.pop().serve(item)
+        else:
+            heappush(self.queue, item)
 
 
 class _Waiting:
@@ -68,7 +89,7 @@ class _Waiting:
     __slots__ = ("item", "served")
 
     def __init__(self) -> None:
-        self.item: Any = None
+        self.item: Any = NOTHING
         self.served = threading.Lock()
         self.served.acquire()
 

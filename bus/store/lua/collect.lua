@@ -13,8 +13,10 @@ while ARGV[at] do
   local first = at + 4
   local last = first + 2 * tonumber(ARGV[at + 3]) - 1
   local tray = new_tray(ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], first, last, {})
-  if entitled then take_fresh(tray) end
-  if #tray.jobs > 0 then pass_rings_on(tray) end
+  if entitled then
+    take_fresh(tray)
+    pass_rings_on(tray)
+  end
   answers[#answers + 1] = answer_of(tray, P .. 'held:' .. worker)
   at = last + 1
 end
