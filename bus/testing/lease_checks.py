@@ -313,4 +313,15 @@ def check_a_wait_that_wishes_for_nothing_takes_nothing(store: Store) -> None:
     assert (woken.rang, woken.taken) == ("q|h", []), f"it was woken with {woken}"
 
 
+def check_a_wait_that_has_room_for_none_passes_the_ring_on(store: Store) -> None:
+    worker = Worker(store)
+    worker.beat()
+    enqueue(store, b"1")
+
+    woken = store.wait(["q|h"], 1, worker.name, [worker.wish(5)._replace(most=(0,))])
+
+    assert (woken.rang, woken.taken) == ("q|h", []), f"it was woken with {woken}"
+    assert store.wait(["q|h"], 0).rang == "q|h", "the next one is not told that there is work"
+
+
 LEASE_CHECKS = tuple(check for check in collected(globals()) if check not in WORKER_CHECKS)

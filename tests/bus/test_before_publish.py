@@ -114,6 +114,20 @@ async def test_of_a_batch_with_one_refused_none_is_published(url: str, namespace
         assert await kept(bus) == []
 
 
+async def test_a_hook_that_delays_jobs_lets_ephemeral_events_pass(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus, bus.listen() as listener:
+
+        @bus.before_publish
+        def delay(draft: Publication) -> Publication:
+            return replace(draft, delay=5)
+
+        await bus.publish(Note(agent_id="a"), ephemeral=True)
+        item = await anext(listener)
+
+    assert isinstance(item, Delivery)
+    assert (item.event, item.ephemeral) == (Note(agent_id="a"), True)
+
+
 async def test_a_hook_may_change_everything_about_a_draft(url: str, namespace: str) -> None:
     async with Bus(url, namespace=namespace) as bus, bus.listen("audit") as listener:
 

@@ -355,6 +355,18 @@ async def test_a_bad_one_among_many_publishes_none(url: str, namespace: str) -> 
         assert top(bus) == 0
 
 
+async def test_an_event_without_a_publication_around_it_is_named(url: str, namespace: str) -> None:
+    async with Bus(url, namespace=namespace) as bus:
+        batch: Any = [Publication(Note(text="good")), Note(text="secret")]
+
+        for door in (bus, bus.log("main")):
+            with pytest.raises(InvalidEvent, match=r"takes Publication\(event, topics=\.\.\.\), not Note") as told:
+                await door.publish_many(batch)
+            assert "secret" not in str(told.value)
+
+        assert top(bus) == 0
+
+
 async def test_one_id_twice_in_a_batch_counts_once(url: str, namespace: str) -> None:
     async with Bus(url, namespace=namespace) as bus:
         first, second, third = await bus.publish_many(
