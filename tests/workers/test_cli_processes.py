@@ -81,7 +81,11 @@ def bus(redis_url: str, namespace: str) -> Iterator[Bus]:
 
 
 def write(folder: Path, source: str = APP) -> None:
-    (folder / "shop.py").write_text(source)
+    """As of another second each time: to Python, what was written in one second is one file."""
+    path = folder / "shop.py"
+    written_at = path.stat().st_mtime - 10 if path.exists() else time.time()
+    path.write_text(source)
+    os.utime(path, (written_at, written_at))
 
 
 def noted(env: dict[str, str], what: str) -> list[int]:

@@ -28,7 +28,7 @@ from workers.cli.outcome import USAGE, Failed
 from workers.cli.terminal import tell, tell_error
 from workers.errors import WorkersError
 from workers.leaving import AFTER_GRACE_S, Watchdog
-from workers.supervisor import Command, Watcher
+from workers.supervisor import Command, Watcher, keep_no_bytecode
 
 __all__ = ["dev"]
 
@@ -157,6 +157,7 @@ def _watch(changed: _Changed, stack: ExitStack) -> bool:
     except ModuleNotFoundError:
         tell("without reload: pip install 'callboard[dev]' has changes of the code begin anew")
         return False
+    keep_no_bytecode()
     watcher.start()
     stack.callback(watcher.close)
     return True

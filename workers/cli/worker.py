@@ -27,7 +27,7 @@ from workers.cli.serving import Wishes, open_endpoint, serve
 from workers.cli.stopping import GUARD_S
 from workers.health import reasons_of
 from workers.leaving import AFTER_GRACE_S
-from workers.supervisor import Command, Supervisor, Tether, Watcher, run_fork
+from workers.supervisor import Command, Supervisor, Tether, Watcher, keep_no_bytecode, run_fork
 
 __all__ = ["supervise", "worker"]
 
@@ -142,6 +142,7 @@ def _watcher(folders: list[Path], supervisor: Supervisor) -> ExitStack:
         watcher = Watcher(folders, supervisor.reload)
     except ModuleNotFoundError:
         raise Failed("--watch needs watchfiles: pip install 'callboard[dev]'", USAGE) from None
+    keep_no_bytecode()
     watcher.start()
     stack = ExitStack()
     stack.callback(watcher.close)

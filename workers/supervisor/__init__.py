@@ -27,6 +27,16 @@ from workers.supervisor.guard import Guard
 from workers.supervisor.hangup import Hangup
 from workers.supervisor.master import Supervisor
 from workers.supervisor.tether import Tether
-from workers.supervisor.watch import Watcher
+from workers.supervisor.watch import Watcher, keep_no_bytecode
 
-__all__ = ["Command", "Guard", "Hangup", "Supervisor", "Tether", "Watcher", "names_of_forks", "run_fork"]
+__all__ = [
+    "Command",
+    "Guard",
+    "Hangup",
+    "Supervisor",
+    "Tether",
+    "Watcher",
+    "keep_no_bytecode",
+    "names_of_forks",
+    "run_fork",
+]

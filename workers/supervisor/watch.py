@@ -6,18 +6,30 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "keep_no_bytecode"]
 
 SETTLE_MS = 200
 """Changes that come so close together are one (editors write a file in several steps)."""
 END_S = 2.0
 
 log = logging.getLogger("callboard.supervisor")
+
+
+def keep_no_bytecode() -> None:
+    """Have this process, and what it starts, write no ``.pyc`` files. For who watches code; safe twice.
+
+    Python takes a file for unchanged whose size and whole second are the same. Code that is saved again within a second of
+    being imported would be the old code for ever, and that is how somebody works who watches.
+    """
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 class Watcher:
