@@ -37,6 +37,44 @@ def suspects(bus: Bus, app: App, n: int, *, times: int = ALONE) -> None:
             lose_lease(each, to=Worker(bus.store, "sweeper"))
 
 
+def test_what_must_be_alone_is_handed_back_where_its_worker_has_begun_something_meanwhile(bus: Bus) -> None:
+    """It was idle when it asked, and while the question was on its way another queue's job came, and was dropped."""
+    app = App(bus)
+    release, asked = threading.Event(), threading.Event()
+    log: list[Any] = []
+
+    @app.on(Asked, topics="other", queue="other", name="other")
+    def other(event: Asked) -> None:
+        log.append("begun")
+        release.wait(20)
+        log.append("done")
+
+    @app.on(Asked, name="handler", topics="global")
+    def handler(event: Asked) -> None:
+        log.append(event.n)
+
+    suspects(bus, app, 1)
+    bus.usable()
+    exchange = bus.store.exchange
+
+    def slow(worker: str, settlements: Any, takes: Any) -> Any:
+        if any(take.queue == "default" and take.idle for take in takes) and not asked.is_set():
+            asked.set()
+            bus.publish_sync(Asked(n=100), topics=["other"])
+            wait_until(lambda: log == ["begun"], "the worker to be busy", 10)
+            bus.store.flush("other")
+        return exchange(worker, settlements, takes)
+
+    bus.store.exchange = slow  # type: ignore[method-assign]
+    with working(app, threads=4):
+        wait_until(lambda: app.broker.lease.rooms.apart_for == "default|handler", "the worker to be set apart", 20)
+        assert log == ["begun"]
+        release.set()
+        wait_until(lambda: len(log) == 3, "everything to be done", 10)
+
+    assert log == ["begun", "done", 0]
+
+
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
 def test_a_worker_does_the_last_suspects_alone_and_everything_else_beside(bus: Bus, kind: str) -> None:
     app = App(bus)

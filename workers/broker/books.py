@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from bus import BusError
-from bus.store.base import Exchange, Route, Settlement, Store, Take, Taken, Woken
+from bus.store.base import ALONE, Exchange, Route, Settlement, Store, Take, Taken, Woken
 from workers.broker.message import shared
 from workers.broker.room import Room, Rooms, Wish
 from workers.broker.staff import Staff
@@ -255,6 +255,7 @@ class Books:
             with self.changed:
                 refused = self._note(settlements, answer)
                 if takes:
+                    answer = self._without_what_must_be_alone(answer)
                     self.receive(answer)
                     self.rooms.in_vain = bool(answer.apart) and self.rooms.empty and (not others or bool(self._held))
             if refused:
@@ -286,6 +287,16 @@ class Books:
         for taken in answer.taken:
             self._hold(taken, now)
         self._stand_apart(answer.apart)
+
+    def _without_what_must_be_alone(self, answer: Exchange) -> Exchange:
+        """Who was idle as it asked may not be any more. Mostly the store knows, but not of what was struck out of its books."""
+        alone = [one for one in answer.taken if one.lost >= ALONE]
+        if not alone or self.idle:
+            return answer
+        for one in alone:
+            self._hold(one, time.monotonic())
+        self.hand_back([(one.job, one.ticket) for one in alone])
+        return answer._replace(taken=[one for one in answer.taken if one not in alone], apart="")
 
     def _hold(self, taken: Taken, now: float) -> None:
         self._go_astray(taken.job)  # where it was ours before
