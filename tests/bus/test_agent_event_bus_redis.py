@@ -409,6 +409,7 @@ async def test_of_several_bridges_one_works_and_another_takes_over(
     await first.close_redis()
     await second.publish(event(3))  # while nobody carries it
     await at_work(server, namespace)
+    await eventually(lambda: 3 in [message["event"]["n"] for _, message in old.look()], "it to be carried", 10)
     old.publish(event(4), ["global"])
     await second.publish(event(5))
     await socket.hears(5)
