@@ -248,6 +248,7 @@ written_attributes = st.fixed_dictionaries(
 @example({"topics": ("a",)}, Plain(text="hi").model_copy(update={"good": 1}))
 @example({"topics": ("a",)}, Plain.model_construct(count=True, text="hi", ratio=math.inf))
 @example({"topics": ("a",)}, Told(text="hi").model_copy(update={"choice": "c"}))
+@example({"topics": ("a",)}, Plain(text="hi").model_copy(update={"unknown": 5}))
 @example({"topics": ("a",)}, Told(text=""))
 @example({"topics": ("a",)}, Counted(text="hi"))
 @example({"topics": ("a",)}, Counted(text="secret"))

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 __all__ = ["Elsewhere", "WorkQueue"]
 
-NOTHING: Final = object()
+_NOTHING: Final = object()
 
 
 class Elsewhere(Protocol):
@@ -29,20 +29,20 @@ class WorkQueue(PriorityQueue[Any]):
     further on. The last who began to wait is the first to be served, for what it needs may be in a cache still.
     """
 
-    def __init__(self, stage: Elsewhere) -> None:
+    def __init__(self, elsewhere: Elsewhere) -> None:
         super().__init__()
-        self._stage = stage
+        self._elsewhere = elsewhere
         self._waiting: list[_Waiting] = []
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
         """As its base's; never blocks, for there is always room."""
-        is_for_stage = self._stage.is_for(item.message)
+        goes_elsewhere = self._elsewhere.is_for(item.message)
         with self.mutex:
             self.unfinished_tasks += 1
-            if not is_for_stage:
+            if not goes_elsewhere:
                 self._serve(item)
-        if is_for_stage:
-            self._stage.begin(item.message)
+        if goes_elsewhere:
+            self._elsewhere.begin(item.message)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
         """As its base's."""
@@ -63,10 +63,10 @@ class WorkQueue(PriorityQueue[Any]):
         except BaseException:  # a time limit that strikes late ends the thread, and must not take an item along
             with self.mutex:
                 self._leave(me)
-                if me.item is not NOTHING:
+                if me.item is not _NOTHING:
                     self._serve(me.item)
             raise
-        if me.item is NOTHING:
+        if me.item is _NOTHING:
             raise Empty
         return me.item
 
@@ -89,7 +89,7 @@ class _Waiting:
     __slots__ = ("item", "served")
 
     def __init__(self) -> None:
-        self.item: Any = NOTHING
+        self.item: Any = _NOTHING
         self.served = threading.Lock()
         self.served.acquire()
 
