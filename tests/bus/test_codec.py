@@ -56,7 +56,8 @@ class Plain(Event, type="codec.plain.typed"):
     """Its fields have types of which pydantic has nothing to warn where they are kept."""
 
     text: str
-    count: Annotated[int, Field(ge=0)] | None = None
+    count: int | None = None
+    size: Annotated[int, Field(ge=0)] = 0
     ratio: float = 1.0
     good: bool = True
 
