@@ -24,7 +24,7 @@ from bus.ids import uuid7
 from bus.opening import compact, opened
 from bus.topics import plural, topic_set
 
-__all__ = ["Attributes", "Written", "decode", "encode", "read", "wrap", "write"]
+__all__ = ["Attributes", "Written", "decode", "encode", "model_of", "read", "read_as", "wrap", "write"]
 
 _NAMED_FAULTS: Final = 5
 _PLAIN: Final = frozenset({str, int, float, bool, NoneType})
@@ -292,9 +292,14 @@ def read(envelope: Envelope) -> Event | dict[str, Any]:
     Raises ``InvalidEvent`` where the model refuses the data, also by an exception of its own. The plain dict is shared
     by all readers of the envelope: do not change it.
     """
+    model = model_of(envelope)
+    return envelope.data if model is None else read_as(model, envelope.data)
+
+
+def model_of(envelope: Envelope) -> type[Event] | None:
+    """The class of exactly its type and version, where this process knows it."""
     version = envelope.version
-    model = None if version is None else lookup(envelope.type, version)
-    return envelope.data if model is None else _parse(model, envelope.data)
+    return None if version is None else lookup(envelope.type, version)
 
 
 def _of_model(event: Event) -> tuple[str, int, dict[str, Any]]:
@@ -323,7 +328,7 @@ def _of_mapping(event: Mapping[str, Any]) -> tuple[str, int | None, dict[str, An
     name = check_type(event["type"])
     data = _plain(name, {field: value for field, value in event.items() if field != "type"})
     model = newest(name)
-    return (name, None, data) if model is None else _of_model(_parse(model, data))
+    return (name, None, data) if model is None else _of_model(read_as(model, data))
 
 
 def _plain(name: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -343,8 +348,11 @@ def _plain(name: str, data: dict[str, Any]) -> dict[str, Any]:
         raise InvalidEvent(f"{name} cannot be published: {error}") from None
 
 
-def _parse(model: type[Event], data: dict[str, Any]) -> Event:
-    """Read data as JSON, which to a strict model is not the same as Python values; by field name, or by alias."""
+def read_as(model: type[Event], data: dict[str, Any]) -> Event:
+    """Read data as JSON, which to a strict model is not the same as Python values; by field name, or by alias.
+
+    Raises ``InvalidEvent`` where the model refuses it, also by an exception of its own.
+    """
     name, version = model.__event_type__, model.__event_version__
     try:
         return model.model_validate_json(to_json(data), by_alias=True, by_name=True)

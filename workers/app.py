@@ -213,18 +213,16 @@ def _envelope(job: LaneMessage | None, text: str) -> Envelope:
 
 
 def _read(envelope: Envelope) -> Event | dict[str, Any]:
-    version = envelope.version
-    if version is None or events.lookup(envelope.type, version) is None:
-        envelope = _readable(envelope, version)
+    model = codec.model_of(envelope)
     try:
-        return codec.read(envelope)
+        return codec.read(_readable(envelope)) if model is None else codec.read_as(model, envelope.data)
     except BusError as error:
         raise Unreadable(str(error)) from None
 
 
-def _readable(envelope: Envelope, version: int | None) -> Envelope:
+def _readable(envelope: Envelope) -> Envelope:
     """One of another version than this process knows, or of none, as one that it can read, where there is any."""
-    known = events.versions(envelope.type)
+    known, version = events.versions(envelope.type), envelope.version
     if known and version is not None and version > known[-1]:
         raise NotForUs(f"{envelope.type} version {version}; this process knows up to {known[-1]}")
     if not known:

@@ -80,12 +80,12 @@ def asked(rooms: Rooms, queue: str, *handlers: str) -> dict[str, int]:
 
 def test_a_worker_set_apart_has_no_room_until_it_holds_nothing_and_then_asks_for_suspects_alone() -> None:
     rooms = rooms_for("a", "b")
-    room = rooms.fill("b", "async of b")
+    rooms.fill(rooms.loop, "b", "async of b")
     rooms.apart_for = "a|async of a"
 
     assert (asked(rooms, "a", "sync of a"), asked(rooms, "b", "sync of b")) == ({}, {})
     assert rooms.wishes_soon("a", ["sync of a"]) == []
-    rooms.free(room, "b", "async of b")
+    rooms.free(rooms.loop, "b", "async of b")
     assert asked(rooms, "a", "sync of a") == {"async of a": 100}
     assert asked(rooms, "b", "sync of b") == {}
     rooms.leave("a")
@@ -98,10 +98,10 @@ def test_threads_and_loop_take_nothing_from_each_other() -> None:
 
     assert asked(rooms, "a", *both) == {"sync of a": 4, "async of a": 100}
     for _ in range(4):
-        rooms.fill("a", "sync of a")
+        rooms.fill(rooms.threads, "a", "sync of a")
     assert asked(rooms, "a", *both) == {"async of a": 100}
     for _ in range(100):
-        rooms.fill("a", "async of a")
+        rooms.fill(rooms.loop, "a", "async of a")
     rooms.free(rooms.threads, "a", "sync of a")
     assert asked(rooms, "a", *both) == {"sync of a": 1}
 
@@ -113,13 +113,13 @@ def test_a_handler_at_its_limit_is_not_asked_for_and_others_are() -> None:
     (wish,) = rooms.wishes("a", (limited, free))
     assert (wish.handlers, wish.limit, wish.most) == ((limited, free), 100, (2, 100))
     rooms.promise([wish])
-    assert (rooms.wishes("a", (limited, free)), rooms.admits(limited)) == ([], False)
+    assert (rooms.wishes("a", (limited, free)), rooms.admit(limited)) == ([], None)
     rooms.promise([wish], kept=True)
-    rooms.fill("a", limited)
-    room = rooms.fill("a", limited)
+    for _ in range(2):
+        rooms.fill(rooms.loop, "a", limited)
     assert asked(rooms, "a", limited, free) == {free: 98}
-    assert (rooms.admits(limited), rooms.admits(free)) == (False, True)
-    rooms.free(room, "a", limited)
+    assert (rooms.admit(limited), rooms.admit(free)) == (None, rooms.loop)
+    rooms.free(rooms.loop, "a", limited)
     assert asked(rooms, "a", limited) == {limited: 1}
 
 

@@ -135,17 +135,17 @@ class Bell:
         """Bring the consumers what was taken for them, and ring where there may be more."""
         books = self._books
         brought: dict[str, list[Taken]] = {}
-        with books.changed:
-            waiters = {} if books.quiet else dict(self._waiters)
+        with books.lock:
+            waiters = {} if books.quiet else self._waiters.copy()
             kept, refused = books.receive_unasked(woken, waiters) if tried else ([], [])
-            books.end(takes)
             for take in takes:
                 jobs = [one for one in kept if one.ticket == take.ticket]
                 brought.setdefault(take.queue, []).extend(jobs)
                 if take.queue in waiters and len(jobs) == take.limit:
                     self.ring(take.queue)
             in_vain = not woken.taken and self._rang_in_vain(woken.rang, waiters)
-            books.hand_back([(one.job, one.ticket) for one in refused])
+            if refused:
+                books.hand_back([(one.job, one.ticket) for one in refused])
         for queue, some in brought.items():
             if some:
                 waiters[queue].bring(some)  # which never raises for what was taken
@@ -159,7 +159,7 @@ class Bell:
         queue, bar, handler = (rang or "").partition("|")
         if not bar:
             return False  # not for work
-        if queue not in waiters or not self._books.rooms.admits(handler):
+        if queue not in waiters or self._books.rooms.admit(handler) is None:
             return True
         self.ring(queue)
         return False

@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 
 from bus import BusError
 from bus.store.base import ALONE, Exchange, Route, Settlement, Store, Take, Taken, Woken
-from workers.broker.message import shared
 from workers.broker.room import Room, Rooms, Wish
 from workers.broker.staff import Staff
 
@@ -65,7 +64,9 @@ class Books:
     def __init__(self, store: Callable[[], Store], worker: str, staff: Staff, concurrency: int) -> None:
         self.worker = worker
         self.store = store
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        """That of ``changed``: quicker to enter, on the way from a wake-up to a handler."""
+        self.changed = threading.Condition(self.lock)
         """Notified when something rang, was settled or is ending; guards what the consumers share."""
         self.quiet = False
         """Whether it has stopped taking."""
@@ -88,8 +89,9 @@ class Books:
 
     def begin(self, job: str, ticket: int, doer: Doer) -> bool:
         """Note who is about to run a job's handler; ``False`` where it was handed back meanwhile."""
-        with self.changed:
-            self._end_astray(doer)
+        with self.lock:
+            if doer in self._astray:
+                self._end_astray(doer)
             left = self._at_work.get(doer)
             if left is not None:
                 self._abandon(left)
@@ -208,8 +210,8 @@ class Books:
 
     def _go_astray(self, job: str) -> None:
         """It was lost, and whoever works on it does not know. So long the place is taken, and this process not idle."""
-        holding = self._open.get(job)
-        if holding is None or holding.doer is None:
+        holding = self._open[job]
+        if holding.doer is None:
             self.close_one(job, settled=False)
         else:
             del self._open[job], self._at_work[holding.doer]
@@ -278,14 +280,14 @@ class Books:
 
     def end(self, takes: Iterable[Take]) -> None:
         """Whatever these takes got is known by now, or lost. Safe twice."""
-        with self.changed:
+        with self.lock:
             self._open_tickets.difference_update(take.ticket for take in takes)
 
     def receive(self, answer: Exchange) -> None:
         """Note what was taken. Under ``changed``."""
         now = time.monotonic()
         for taken in answer.taken:
-            self._hold(taken, now)
+            self._hold(taken, self.rooms.of(taken.route.handler), now)
         self._stand_apart(answer.apart)
 
     def _without_what_must_be_alone(self, answer: Exchange) -> Exchange:
@@ -294,15 +296,15 @@ class Books:
         if not alone or self.idle:
             return answer
         for one in alone:
-            self._hold(one, time.monotonic())
+            self._hold(one, self.rooms.of(one.route.handler), time.monotonic())
         self.hand_back([(one.job, one.ticket) for one in alone])
         return answer._replace(taken=[one for one in answer.taken if one not in alone], apart="")
 
-    def _hold(self, taken: Taken, now: float) -> None:
-        self._go_astray(taken.job)  # where it was ours before
-        route = shared(taken.route)
-        room = self.rooms.fill(route.queue, route.handler)
-        self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, route, room, now)
+    def _hold(self, taken: Taken, room: Room, now: float) -> None:
+        if taken.job in self._open:  # it was ours before
+            self._go_astray(taken.job)
+        self.rooms.fill(room, taken.route.queue, taken.route.handler)
+        self._held[taken.job] = self._open[taken.job] = _Holding(taken.ticket, taken.route, room, now)
 
     def _stand_apart(self, name: str) -> None:
         if name != self.rooms.apart_for:
@@ -320,9 +322,10 @@ class Books:
         refused: list[Taken] = []
         now = time.monotonic()
         for taken in answer.taken:
-            fits = taken.route.queue in queues and self.rooms.admits(taken.route.handler)
-            (kept if fits else refused).append(taken)
-            self._hold(taken, now)
+            queue, handler, _ = taken.route
+            room = self.rooms.admit(handler) if queue in queues else None
+            (refused if room is None else kept).append(taken)
+            self._hold(taken, room or self.rooms.of(handler), now)
         return kept, refused
 
     def statement(self) -> Statement:

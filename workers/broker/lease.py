@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from bus import BusError, ids
 from bus.store.base import Exchange, Settlement, Store
 from workers.broker.bell import Bell, Waiter
-from workers.broker.books import Books, Doer
+from workers.broker.books import Books
 from workers.broker.keeper import Keeper
 from workers.broker.room import Rooms, Wish
 from workers.broker.staff import Staff
@@ -53,6 +53,7 @@ class Lease:
     def __init__(self, store: Callable[[], Store], lease_ms: int, staff: Staff, concurrency: int) -> None:
         self.books = Books(store, _new_name(), staff, concurrency)
         self.changed = self.books.changed
+        self.begin = self.books.begin
         self._due = threading.Event()
         self._ending = threading.Event()
         self._over_at = 0.0
@@ -183,10 +184,6 @@ class Lease:
     def rooms(self) -> Rooms:
         """How much may be taken. Under ``changed``."""
         return self.books.rooms
-
-    def begin(self, job: str, ticket: int, doer: Doer) -> bool:
-        """As :meth:`Books.begin`."""
-        return self.books.begin(job, ticket, doer)
 
     def running(self) -> int:
         """How many jobs have begun and are not settled."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dramatiq import Message, MessageProxy
@@ -26,7 +25,6 @@ __all__ = [
     "Performing",
     "body_of",
     "open_job",
-    "shared",
     "undecodable",
 ]
 
@@ -71,12 +69,6 @@ class Buried(NamedTuple):
     error: str | None
 
 
-@lru_cache(maxsize=1_024)
-def shared(route: Route) -> Route:
-    """One route for all jobs that go there: thousands are held at once, each taken with names of its own."""
-    return route
-
-
 class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an instance costs 20 us more
     """The message of an event. Its argument is the envelope's text, made when somebody asks for it.
 
@@ -91,13 +83,12 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
     @classmethod
     def of(cls, taken: Taken, options: dict[str, Any]) -> _EventMessage:
         """The one of a job. Raises ``ValueError`` for bytes that are no envelope."""
-        message, envelope, route = object.__new__(cls), _envelope_in(taken.body), shared(taken.route)
+        message, envelope, route = object.__new__(cls), _envelope_in(taken.body), taken.route
         put = object.__setattr__  # messages are frozen
         put(message, "queue_name", route.queue)
         put(message, "actor_name", route.handler)
         put(message, "options", options)
         put(message, "message_id", envelope.id)
-        put(message, "message_timestamp", envelope.time_ms)
         put(message, "body", taken.body)
         put(message, "read", envelope)
         put(message, "named", None)
@@ -110,6 +101,8 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
             if self.named is None:
                 object.__setattr__(self, "named", {})
             return self.named
+        if name == "message_timestamp":
+            return (self.read or _envelope_in(self.body)).time_ms
         raise AttributeError(name)
 
     @property
@@ -146,7 +139,7 @@ class LaneMessage(MessageProxy):
         self.queue_name, self.actor_name = message.queue_name, message.actor_name
         self.message_id, self.options = message.message_id, message.options
         self._clock = clock
-        self.job, self.ticket, self.route = taken.job, taken.ticket, shared(taken.route)
+        self.job, self.ticket, self.route = taken.job, taken.ticket, taken.route
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
         self._before: Sequence[dict[str, Any]] = notes.get("before", ())
         self.attempt = len(self.attempts) + 1
@@ -306,7 +299,7 @@ def _plain_message(taken: Taken, options: dict[str, Any]) -> Message[Any]:
         raise ValueError("a field of this Dramatiq message is of a wrong type")
     message.options.pop("throws", None)  # classes: no JSON
     message.options.update(options)
-    args, kwargs, (queue, handler, _) = message.args, message.kwargs, shared(taken.route)
+    args, kwargs, (queue, handler, _) = message.args, message.kwargs, taken.route
     return Message(queue, handler, args, kwargs, message.options, message.message_id, message.message_timestamp)
 
 

@@ -212,12 +212,10 @@ class Rooms:
         """How many jobs of a queue this process holds."""
         return self.threads.load(queue) + self.loop.load(queue)
 
-    def fill(self, queue: str, handler: str) -> Room:
-        """A job was taken; this is where it is now."""
-        room = self.of(handler)
+    def fill(self, room: Room, queue: str, handler: str) -> None:
+        """A job was taken, and goes there."""
         room.fill(queue)
         self._loads[handler] += 1
-        return room
 
     def free(self, room: Room, queue: str, handler: str, *, settled: bool = True) -> None:
         """A job was settled, or is gone."""
@@ -273,9 +271,10 @@ class Rooms:
         limit = self._staff.limit_of(handler)
         return otherwise if limit is None else limit - self._loads[handler]
 
-    def admits(self, handler: str) -> bool:
-        """Whether a job that came unasked (some time after it was asked for) may stay."""
-        return self._left_for(handler, 1) > 0 and self.of(handler).soon
+    def admit(self, handler: str) -> Room | None:
+        """Where a job may stay that came unasked (some time after it was asked for), if there is room for it."""
+        room = self.of(handler)
+        return room if room.soon and self._left_for(handler, 1) > 0 else None
 
     def promise(self, wishes: Iterable[Wish], *, kept: bool = False) -> None:
         """Keep places for takes that are on their way, until they are ``kept``."""

@@ -178,13 +178,15 @@ class RedisStore:
         take = scripts.collect(worker, wishes) if wishes else None
         while True:
             patience = max(0.001, min(timeout_s, LONGEST_WAIT_S))  # Redis takes 0 for "for ever"
-            with translated(self.link, writing=False):
-                # In one write: the server takes for us the moment that it is woken.
-                rest = ("BLPOP", *keys, f"{patience:.3f}")
+            # In one write: the server takes for us the moment that it is woken.
+            rest = ("BLPOP", *keys, f"{patience:.3f}")
+            try:
                 rung, *taken = self._waits.ask([rest, self._command(take)] if take else [rest])
                 if isinstance(rung, Exception):
                     raise rung
                 came = self._answered(take, taken[0]) if take else []
+            except FOREIGN as error:
+                raise unavailable(self.link, error, writing=False) from error
             timeout_s -= patience
             if rung or came or timeout_s <= 0:
                 return Woken(rung[0].decode().removeprefix(f"{self.prefix}wake:") if rung else None, came)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -268,7 +268,13 @@ def _all_taken(takes: Sequence[Take], answer: Sequence[Any]) -> list[Taken]:
 
 def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
     job, priority, lost, handler, key = head.decode().split("|", 4)
-    return Taken(job, wish.ticket, Route(wish.queue, handler, int(priority)), key, body, notes, int(lost))
+    return Taken(job, wish.ticket, _shared_route(wish.queue, handler, priority), key, body, notes, int(lost))
+
+
+@lru_cache(maxsize=1_024)
+def _shared_route(queue: str, handler: str, priority: str) -> Route:
+    """One for all jobs that go there: a worker holds thousands at once."""
+    return Route(queue, handler, int(priority))
 
 
 def beat(
