@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse, NoScriptError, OutOfMemoryError, ResponseError
 
-from bus.store.redis.lines import Lines
+from bus.store.redis.lines import Lines, Turns
 from bus.store.redis.wire import Wire, pack
+from tests.waiting import wait_until
 
 
 class Connection:
@@ -202,3 +203,55 @@ def test_what_is_no_redis_server_is_told_so(line: bytes) -> None:
             wire.ask([("A",)])
 
     assert connection.closed
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.0002, 5.0])
+def test_nobody_waits_for_a_turn_for_longer_than_it_has_patience_and_none_is_lost(patience_s: float) -> None:
+    """With the shortest patience, many give up at the very moment at which a turn becomes free."""
+    turns, lock = Turns(3), threading.Lock()
+    inside: list[int] = []
+    most: list[int] = []
+    had: list[bool] = []
+
+    def work(me: int) -> None:
+        for _ in range(300):
+            came = turns.take(patience_s)
+            if came:
+                inside.append(me)
+                most.append(len(inside))
+                inside.remove(me)
+                turns.give_back()
+            with lock:
+                had.append(came)
+
+    threads = [threading.Thread(target=work, args=(n,), name=f"taker {n}") for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
+    assert (len(had), turns.left) == (2_400, 3)
+    assert max(most) <= 3
+    assert patience_s < 1 or all(had)
+
+
+def test_who_finds_no_turn_is_told_so_after_its_patience_and_served_when_one_is_free() -> None:
+    turns = Turns(1)
+    assert turns.take(0)
+    began = time.perf_counter()
+    assert not turns.take(0.02)
+    assert time.perf_counter() - began >= 0.02
+
+    came: list[bool] = []
+    waiting = [threading.Thread(target=lambda: came.append(turns.take(10)), name=f"taker {n}") for n in range(3)]
+    for thread in waiting:
+        thread.start()
+    for n in range(3):
+        turns.give_back()
+        wait_until(lambda n=n: len(came) == n + 1, "one of them to be served")  # type: ignore[misc]
+    for thread in waiting:
+        thread.join(10)
+
+    assert came == [True, True, True]
+    assert not turns.take(0)

@@ -10,7 +10,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from redis.exceptions import ConnectionError as LostConnection
@@ -18,9 +17,53 @@ from redis.exceptions import NoScriptError, RedisError
 
 from bus.store.redis.wire import Command, Wire
 
-__all__ = ["Lines"]
+__all__ = ["Lines", "Turns"]
 
 _forked = threading.Lock()
+
+
+class Turns:
+    """A semaphore that locks nothing while there are turns left; ``threading``'s always does.
+
+    (``SimpleQueue.get(timeout=)`` would do in C, but where several wait, one of them may wait for ever.)
+    """
+
+    def __init__(self, many: int) -> None:
+        self._free: deque[None] = deque([None] * many)
+        self._freed = threading.Condition()
+        self._waiting = 0
+
+    @property
+    def left(self) -> int:
+        """How many turns there are."""
+        return len(self._free)
+
+    def take(self, timeout_s: float) -> bool:
+        """Take a turn; ``False`` where there was none for so long."""
+        return self._try() or self._wait(timeout_s)
+
+    def give_back(self) -> None:
+        """Let another one have it. Never blocks."""
+        self._free.append(None)
+        # In this order: whoever waits has counted itself before it looked for a turn, so that none is missed.
+        if self._waiting:
+            with self._freed:
+                self._freed.notify()
+
+    def _try(self) -> bool:
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _wait(self, timeout_s: float) -> bool:
+        with self._freed:
+            self._waiting += 1
+            try:
+                return self._freed.wait_for(self._try, timeout_s)
+            finally:
+                self._waiting -= 1
 
 
 class Lines:
@@ -41,9 +84,7 @@ class Lines:
     def _start(self) -> None:
         self._idle: deque[Wire] = deque()
         self._at_rest: set[Wire] = set()
-        self._turns: SimpleQueue[None] = SimpleQueue()  # as a semaphore, but in C
-        for _ in range(self._most):
-            self._turns.put(None)
+        self._turns = Turns(self._most)
         self._closings = 0
         self._shut = False
         self._pid = os.getpid()  # the last one: other threads look at it first
@@ -58,15 +99,11 @@ class Lines:
             with _forked:
                 if self._pid != os.getpid():
                     self._start()  # the parent's sockets stay the parent's
-        try:
-            self._turns.get(timeout=self._patience_s)
-        except Empty:
-            raise LostConnection("all connections are in use") from None
+        if not self._turns.take(self._patience_s):
+            raise LostConnection("all connections are in use")
         try:
             closings = self._closings
-            alone = (
-                self._turns.qsize() == self._most - 1
-            )  # otherwise a look would keep another thread from its own work
+            alone = self._turns.left == self._most - 1  # otherwise a look would keep another thread from its own work
             try:
                 line, rested = self._idle.pop(), True
             except IndexError:
@@ -82,7 +119,7 @@ class Lines:
             self._put_back(line, closings)
             return answers
         finally:
-            self._turns.put(None)
+            self._turns.give_back()
 
     def _rest(self, line: Wire, commands: Sequence[Command]) -> list[Any]:
         self._at_rest.add(line)
