@@ -216,7 +216,7 @@ class MemoryStore:
             wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
             taken = [job for wish in wishes for job in self._queues.take(worker, wish, now, self._lease_ms)]
             self._rung.notify_all()
-            return Exchange(settled, taken, self._queues.apart_for(worker, now) if wishes else "")
+            return Exchange(settled, taken, self._queues.suspects.apart_for(worker, now) if wishes else "")
 
     def beat(
         self,
