@@ -281,7 +281,8 @@ class Books:
     def end(self, takes: Iterable[Take]) -> None:
         """Whatever these takes got is known by now, or lost. Safe twice."""
         with self.lock:
-            self._open_tickets.difference_update(take.ticket for take in takes)
+            for take in takes:
+                self._open_tickets.discard(take.ticket)
 
     def receive(self, answer: Exchange) -> None:
         """Note what was taken. Under ``changed``."""

@@ -34,7 +34,10 @@ if current ~= ARGV[2] or closed then
 end
 
 -- What a log has for its own comes before its publishers' defaults.
-local own_cap, own_ttl = string.match(ARGV[4], '^=(.*)'), string.match(ARGV[5], '^=(.*)')
+local function own(limit)
+  return string.sub(limit, 1, 1) == '=' and string.sub(limit, 2)
+end
+local own_cap, own_ttl = own(ARGV[4]), own(ARGV[5])
 local cap, ttl = own_cap or top[8] or ARGV[4], tonumber(own_ttl or top[9] or ARGV[5])
 
 local now = now_ms()

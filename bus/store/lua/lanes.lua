@@ -56,6 +56,7 @@ local paused = {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
 
 local function due_at(due, now)
+  if due == '' then return 0 end
   local kind = string.sub(due, 1, 1)
   if kind == '+' then return now + tonumber(string.sub(due, 2)) end
   if kind == '=' then return tonumber(string.sub(due, 2)) end

@@ -40,7 +40,11 @@ class Turns:
 
     def take(self, timeout_s: float) -> bool:
         """Take a turn; ``False`` where there was none for so long."""
-        return self._try() or self._wait(timeout_s)
+        try:
+            self._free.pop()
+        except IndexError:
+            return self._wait(timeout_s)
+        return True
 
     def give_back(self) -> None:
         """Let another one have it. Never blocks."""
@@ -50,7 +54,7 @@ class Turns:
             with self._freed:
                 self._freed.notify()
 
-    def _try(self) -> bool:
+    def _came_free(self) -> bool:
         try:
             self._free.pop()
         except IndexError:
@@ -61,7 +65,7 @@ class Turns:
         with self._freed:
             self._waiting += 1
             try:
-                return self._freed.wait_for(self._try, timeout_s)
+                return self._freed.wait_for(self._came_free, timeout_s)
             finally:
                 self._waiting -= 1
 
