@@ -356,6 +356,38 @@ def check_who_stops_makes_no_room(store: Store) -> None:
     assert store.exchange(other.name, (), [other.wish()]).apart == "q|h", "who takes nothing any more makes room still"
 
 
+def check_who_works_on_one_alone_does_so_until_it_is_settled_though_it_stops(store: Store) -> None:
+    stopping = Worker(store)
+    suspect(store)
+    alone = stopping.take_one()
+    enqueue(store, b"fresh")
+
+    stopping.beat([alone], stopping=True)
+
+    assert stopping.take() == [], "it was handed something beside a suspect"
+    stopping.settle(alone)
+    assert bodies(stopping.take()) == [b"fresh"], "it stands apart for what is settled"
+
+
+def check_nobody_makes_room_for_what_is_paused(store: Store) -> None:
+    for paused in ("q", "q|h"):
+        worker = Worker(store, f"worker beside {paused}")
+        enqueue(store, b"long", handler="h2", queue="another")
+        suspect(store)
+        held = worker.take_one(handlers=("h2",), queue="another")
+        assert store.exchange(worker.name, (), [worker.wish()]).apart == "q|h", "a busy worker was not set apart"
+        enqueue(store, b"more", handler="h2", queue="another")
+
+        store.pause(paused)
+
+        more = worker.take(handlers=("h2",), queue="another")
+        assert bodies(more) == [b"more"], f"it makes room for a suspect while {paused} is paused"
+        for one in (held, *more):
+            worker.settle(one)
+        store.resume(paused)
+        store.flush("q")
+
+
 def check_the_turns_of_others_are_not_waited_for(store: Store) -> None:
     one, two, three = (Worker(store, f"w{n}") for n in range(3))
     lose_often(store, 3, 4)

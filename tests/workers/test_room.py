@@ -100,6 +100,7 @@ def test_threads_and_loop_take_nothing_from_each_other() -> None:
     for _ in range(4):
         rooms.fill(rooms.threads, "a", "sync of a")
     assert asked(rooms, "a", *both) == {"async of a": 100}
+    assert [rooms.admit(handler) for handler in both] == [None, rooms.loop]
     for _ in range(100):
         rooms.fill(rooms.loop, "a", "async of a")
     rooms.free(rooms.threads, "a", "sync of a")
