@@ -6,11 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from dramatiq.threading import raise_thread_exception
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as LostConnection
@@ -231,7 +232,7 @@ def test_nobody_waits_for_a_turn_for_longer_than_it_has_patience_and_none_is_los
         thread.join(30)
 
     assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
-    assert (len(had), turns.left) == (2_400, 3)
+    assert (len(had), len(turns.free), len(turns.line)) == (2_400, 3, 0)
     assert max(most) <= 3
     assert patience_s < 1 or all(had)
 
@@ -255,3 +256,54 @@ def test_who_finds_no_turn_is_told_so_after_its_patience_and_served_when_one_is_
 
     assert came == [True, True, True]
     assert not turns.take(0)
+
+
+def test_a_thread_that_is_struck_while_it_waits_takes_no_turn_along() -> None:
+    """As by a time limit."""
+
+    class Struck(BaseException):
+        pass
+
+    def wait() -> None:
+        with suppress(Struck):
+            if turns.take(10):
+                turns.give_back()
+
+    turns = Turns(1)
+    assert turns.take(0)
+    for number in range(50):
+        threads = [threading.Thread(target=wait, name=f"taker {number} {n}") for n in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(turns.line) == 3, "all to wait")
+        if number % 2:
+            turns.give_back()
+        raise_thread_exception(threads[0].ident, Struck)
+        if not number % 2:
+            turns.give_back()
+        for thread in threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in threads), "somebody waits beside a free turn"
+        assert (len(turns.free), len(turns.line)) == (1, 0)
+        assert turns.take(0)
+
+
+def test_who_gives_back_and_takes_again_at_once_is_not_always_ahead() -> None:
+    turns, ending = Turns(2), threading.Event()
+
+    def work() -> None:
+        while not ending.is_set():
+            assert turns.take(10)
+            turns.give_back()
+
+    greedy = [threading.Thread(target=work, name=f"greedy {n}") for n in range(6)]
+    for thread in greedy:
+        thread.start()
+    try:
+        for _ in range(200):
+            assert turns.take(5), "it had no turn for 5 s beside others that had thousands"
+            turns.give_back()
+    finally:
+        ending.set()
+        for thread in greedy:
+            thread.join(10)

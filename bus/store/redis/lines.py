@@ -23,51 +23,63 @@ _forked = threading.Lock()
 
 
 class Turns:
-    """A semaphore that locks nothing while there are turns left; ``threading``'s always does.
+    """A semaphore without a lock: while there are turns left to take one is a pop, and who waits is handed one in its turn.
 
+    No lock, for a thread that is struck by a time limit's exception while it has it would keep it; and first come, first
+    served, for otherwise who gives back and takes again at once is always ahead. What is done to a deque is done at once.
     (``SimpleQueue.get(timeout=)`` would do in C, but where several wait, one of them may wait for ever.)
     """
 
     def __init__(self, many: int) -> None:
-        self._free: deque[None] = deque([None] * many)
-        self._freed = threading.Condition()
-        self._waiting = 0
-
-    @property
-    def left(self) -> int:
-        """How many turns there are."""
-        return len(self._free)
+        self.free: deque[None] = deque([None] * many)
+        self.line: deque[threading.Lock] = deque()
+        """Who waits: locked, until a turn is its."""
 
     def take(self, timeout_s: float) -> bool:
         """Take a turn; ``False`` where there was none for so long."""
         try:
-            self._free.pop()
+            self.free.pop()
         except IndexError:
             return self._wait(timeout_s)
         return True
 
     def give_back(self) -> None:
         """Let another one have it. Never blocks."""
-        self._free.append(None)
-        # In this order: whoever waits has counted itself before it looked for a turn, so that none is missed.
-        if self._waiting:
-            with self._freed:
-                self._freed.notify()
+        self.free.append(None)
+        if self.line:
+            self.serve()
 
-    def _came_free(self) -> bool:
-        try:
-            self._free.pop()
-        except IndexError:
-            return False
-        return True
+    def serve(self) -> None:
+        """Hand what is free to who waits."""
+        while self.line:
+            try:
+                self.free.pop()
+            except IndexError:
+                return
+            try:
+                self.line.popleft().release()
+            except IndexError:  # it has given up
+                self.free.append(None)
 
     def _wait(self, timeout_s: float) -> bool:
-        with self._freed:
-            self._waiting += 1
-            try:
-                return self._freed.wait_for(self._came_free, timeout_s)
-            finally:
-                self._waiting -= 1
+        me = threading.Lock()
+        me.acquire()
+        self.line.append(me)
+        try:
+            self.serve()  # one may have become free before we stood in line
+            return me.acquire(timeout=timeout_s) or not self._leave(me)
+        except BaseException:
+            if not self._leave(me):
+                self.give_back()
+            raise
+
+    def _leave(self, me: threading.Lock) -> bool:
+        """Stop waiting; ``False`` where one was handed a turn already."""
+        try:
+            self.line.remove(me)
+        except ValueError:
+            return False
+        return True
 
 
 class Lines:
@@ -103,11 +115,12 @@ class Lines:
             with _forked:
                 if self._pid != os.getpid():
                     self._start()  # the parent's sockets stay the parent's
-        if not self._turns.take(self._patience_s):
+        turns = self._turns
+        if not turns.take(self._patience_s):
             raise LostConnection("all connections are in use")
         try:
             closings = self._closings
-            alone = self._turns.left == self._most - 1  # otherwise a look would keep another thread from its own work
+            alone = len(turns.free) == self._most - 1  # otherwise a look would keep another thread from its own work
             try:
                 line, rested = self._idle.pop(), True
             except IndexError:
@@ -123,7 +136,9 @@ class Lines:
             self._put_back(line, closings)
             return answers
         finally:
-            self._turns.give_back()
+            turns.free.append(None)  # as give_back(), but a function of ours may be struck before it does anything
+            if turns.line:
+                turns.serve()
 
     def _rest(self, line: Wire, commands: Sequence[Command]) -> list[Any]:
         self._at_rest.add(line)
