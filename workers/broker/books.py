@@ -65,7 +65,10 @@ class Books:
         self.worker = worker
         self.store = store
         self.lock = threading.RLock()
-        """That of ``changed``: quicker to enter, on the way from a wake-up to a handler."""
+        """That of ``changed``, for worker threads: a time limit that strikes in a condition's ``__enter__`` would keep it for ever.
+
+        It is quicker to enter, too, on the way from a wake-up to a handler.
+        """
         self.changed = threading.Condition(self.lock)
         """Notified when something rang, was settled or is ending; guards what the consumers share."""
         self.quiet = False
@@ -182,7 +185,7 @@ class Books:
 
     def settle(self, queue: str, settlement: Settlement) -> None:
         """Put a settlement on the pile; it travels with the next take, or within milliseconds. Never blocks."""
-        with self.changed:
+        with self.lock:
             holding = self._open.get(settlement.job)
             if holding is None or holding.ticket != settlement.ticket:
                 self._come_back(settlement)  # handed back meanwhile, or lost
