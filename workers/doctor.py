@@ -209,7 +209,8 @@ def _declared(declared: Sequence[Binding], bound: object) -> Finding:
 def _waiting(states: Sequence[QueueState]) -> Finding:
     ages = [(state.oldest_s, state.handler) for state in states if state.oldest_s is not None and not state.paused]
     if not ages:
-        return Finding("waiting", "ok", "nothing")
+        halted = any(state.ready for state in states)
+        return Finding("waiting", "ok", "nothing but what is paused" if halted else "nothing")
     oldest_s, handler = max(ages)
     if oldest_s < WAITING_WARNING_S:
         return Finding("waiting", "ok", f"the oldest for {oldest_s:.0f} s")
@@ -227,10 +228,11 @@ def _suspects(states: Sequence[QueueState]) -> Finding:
 
 
 def _paused(states: Sequence[QueueState]) -> Finding:
-    names = sorted({state.handler for state in states if state.paused})
+    names = sorted({state.paused_as for state in states if state.paused_as is not None})
     if not names:
         return Finding("paused", "ok", "nothing")
-    return Finding("paused", "warning", _some(names), "if nobody means it any more: callboard queues resume NAME")
+    which = names[0] if len(names) == 1 else "NAME"
+    return Finding("paused", "warning", _some(names), f"if nobody means it any more: callboard queues resume {which}")
 
 
 def _dead(dead: int) -> Finding:

@@ -30,7 +30,8 @@ class QueueState:
     ``unfinished`` counts every job. Each is ``ready`` (of a lane only the head), in a lane behind another (``in_lanes``),
     ``delayed``, ``retrying`` (the head of a lane that waits for its retry), a suspect (two of its workers died: it is
     taken in small company), or in flight, by worker. ``oldest_s`` is the age of the oldest ready one, ``consumers`` counts the
-    workers that serve the handler, ``bound`` says whether events become work for it.
+    workers that serve the handler, ``bound`` says whether events become work for it. ``paused_as`` is what was paused, and is to
+    be resumed: the queue's name, or else the handler's.
     """
 
     queue: str
@@ -46,6 +47,7 @@ class QueueState:
     consumers: int
     bound: bool
     paused: bool
+    paused_as: str | None
 
     @property
     def orphaned(self) -> bool:
@@ -158,6 +160,7 @@ def _state(queue: str, handler: str, count: Count | None, census: Census, now_ms
         consumers=sum(name in serves for serves in census.serving.values()),
         bound=bound,
         paused=bool(census.paused & {queue, name}),
+        paused_as=queue if queue in census.paused else handler if name in census.paused else None,
     )
 
 

@@ -177,7 +177,9 @@ def test_work_that_nobody_does_is_found(bus: Bus) -> None:
     assert found["app"].verdict == "warning"
     assert found["app"].what.endswith("not bound, so events are no work for them: mail")
     assert "another version" in same["app"].what
-    assert found["paused"].verdict == "warning"
+    assert (found["paused"].verdict, found["paused"].what) == ("warning", "default")
+    assert found["paused"].advice == "if nobody means it any more: callboard queues resume default"
+    assert found["waiting"].what == "nothing but what is paused"
 
 
 def test_dead_letters_and_old_work_are_found(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:

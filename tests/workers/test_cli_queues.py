@@ -74,6 +74,7 @@ def test_the_table_says_what_the_work_waits_for(queues: Run, redis_url: str, nam
         "consumers": 1,
         "bound": True,
         "paused": False,
+        "paused_as": None,
         "orphaned": False,
     }
     assert (idle_facts["handler"], idle_facts["unfinished"], idle_facts["consumers"]) == ("idle", 0, 1)
@@ -96,13 +97,55 @@ def test_a_pause_holds_all_workers_at_once_and_a_resume_lets_them_go_on(
         assert queues("pause", name).stderr == f"paused {name}\n"
         bus.publish_sync(Order(agent_id="a", n=1))
         (fact,) = [json.loads(line) for line in queues("--json").stdout.splitlines()]
-        assert (fact["paused"], fact["ready"], handled) == (True, 1, [])
+        assert (fact["paused"], fact["paused_as"], fact["ready"], handled) == (True, name, 1, [])
+        remark = "queue paused" if name == "default" else "paused"
+        assert queues().stdout.splitlines()[1].endswith(f"  {remark}")
         assert 0 <= fact["oldest_s"] < 10
         assert queues("resume", name).stderr == f"resumed {name}\n"
         wait_until(lambda: handled == [1], "the resumed work")
     bus.close_sync()
 
     assert queues("resume", name).stderr == f"{name} was not paused\n"
+
+
+def test_who_resumes_a_handler_of_a_paused_queue_is_told_what_to_resume(
+    queues: Run, redis_url: str, namespace: str
+) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+    app.on(Order, name="orders")(lambda _: None)
+    app.bind()
+    bus.close_sync()
+    queues("pause", "default")
+
+    told = queues("resume", "orders")
+
+    assert told.stderr == "orders was not paused\nits queue is paused: callboard queues resume default\n"
+    assert json.loads(queues("resume", "orders", "--json").stdout) == {
+        "name": "orders",
+        "paused": True,
+        "changed": False,
+    }
+    queues("pause", "orders")
+    assert json.loads(queues("--json").stdout)["paused_as"] == "default"
+    queues("resume", "default")
+    assert json.loads(queues("--json").stdout)["paused_as"] == "orders"
+
+
+def test_a_table_in_a_pipe_is_whole(redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+    name = "a.handler.of.a.package.with.a.long.name.that.alone.fills.most.of.a.line"
+    app.on(Order, name=name, queue="a-queue-with-a-name-as-long-as-they-are-at-times")(lambda _: None)
+    app.bind()
+    bus.close_sync()
+
+    shown = callboard("queues", env={"BUS_URL": redis_url, "BUS_NAMESPACE": namespace, "COLUMNS": ""}).stdout
+
+    header, row = shown.splitlines()
+
+    assert header.split() == ["queue", "handler", "workers"]
+    assert row.split() == ["a-queue-with-a-name-as-long-as-they-are-at-times", name, "none", "nobody", "serves", "it"]
 
 
 def test_a_held_lane_says_what_it_waits_for(queues: Run, redis_url: str, namespace: str) -> None:

@@ -213,6 +213,7 @@ def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, 
     ("arguments", "exit_code", "said"),
     [
         (["show", "999999"], 1, "there is no dead letter '999999'"),
+        (["replay", "999999"], 1, "'callboard dead list' shows those that are kept"),
         (["replay"], 2, "say which"),
         (["drop"], 2, "say which"),
         (["drop", "1", "--all"], 2, "not several"),

@@ -38,7 +38,9 @@ Error = Annotated[
 ]
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="TIME", help="Only those from then on: 2026-11-23T10:00Z, or 2h, 30m, 3d ago."),
+    typer.Option(
+        "--since", metavar="TIME", help="Only those from then on: 2026-11-23T10:00 (UTC), or 2h, 30m, 3d ago."
+    ),
 ]
 Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only those from before then.")]
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="The numbers that 'list' shows.")]
@@ -60,7 +62,7 @@ def list_(
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
-    """List dead letters, newest first: number, when, handler, event with its id and key, tries and last error."""
+    """List dead letters, newest first: number, when (UTC), handler, event with its id and key, tries and last error."""
     wanted = _wanted(handler, type_, error, since, until)
     with _letters(url, namespace) as letters:
         found = 0
@@ -200,7 +202,8 @@ def _say_what_became(done: str, many: int, gone: list[str], *, as_json: bool) ->
     else:
         tell(f"{done} {many}" + ("" if many or gone else f": {NONE}"))
     if gone:
-        raise Failed(f"there is no dead letter {', '.join(job[:40] for job in gone[:5])}")
+        which = ", ".join(job[:40] for job in gone[:5])
+        raise Failed(f"there is no dead letter {which}: 'callboard dead list' shows those that are kept")
 
 
 def _line(letter: DeadLetter) -> str:

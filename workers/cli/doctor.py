@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +13,7 @@ from bus import Bus
 from workers.cli.loading import load_app
 from workers.cli.options import Namespace, Url
 from workers.cli.outcome import FAILURE, USAGE, Failed
-from workers.cli.terminal import one_line
+from workers.cli.terminal import one_line, to_stdout
 from workers.doctor import Finding, examine
 
 __all__ = ["doctor"]
@@ -73,7 +71,7 @@ def _show(findings: list[Finding]) -> None:
         if finding.advice:
             text.append(f"\n{one_line(finding.advice)}", style="dim")
         table.add_row(Text(finding.verdict, style=_STYLES[finding.verdict]), Text(finding.check), text)
-    console = Console(file=sys.stdout)
+    console = to_stdout()
     console.print(table)
     counts = [_count(findings, "problem", "problems"), _count(findings, "warning", "warnings")]
     console.print(Text(", ".join(counts), style="bold"))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from workers.cli.options import Json, Namespace, Url, server_bus
 from workers.cli.outcome import FAILURE, USAGE, Failed
-from workers.cli.terminal import printable, tell
+from workers.cli.terminal import printable, tell, to_stdout
 from workers.deadletters import DeadLetters
 from workers.errors import UnknownName
 from workers.queues import HeldLane, Queues, QueueState
@@ -54,7 +52,7 @@ def show(context: typer.Context, as_json: Json = False, url: Url = None, namespa
             print(json.dumps({**asdict(state), "orphaned": state.orphaned}))
         return
     if states:
-        Console(file=sys.stdout).print(_table(states))
+        to_stdout().print(_table(states))
     else:
         tell("no handler is bound here, and no work waits: start a worker, as in 'callboard worker module:app'")
     tell(f"dead letters {dead}" + (" ('callboard dead list' shows them)" if dead else ""))
@@ -92,7 +90,7 @@ def held(
         for lane in lanes:
             print(json.dumps(asdict(lane)))
     elif lanes:
-        Console(file=sys.stdout).print(_lanes(lanes))
+        to_stdout().print(_lanes(lanes))
     else:
         tell("no lane waits for a retry")
 
@@ -113,10 +111,13 @@ def resume(name: Name, as_json: Json = False, url: Url = None, namespace: Namesp
     """Undo a pause; waiting work goes on at once."""
     with _opened(url, namespace) as (found, _):
         changed = found.resume(name)
+        still = {state.paused_as for state in found.look() if state.handler == name and state.paused_as is not None}
     if as_json:
-        print(json.dumps({"name": name, "paused": False, "changed": changed}))
-    else:
-        tell(f"resumed {printable(name)}" if changed else f"{printable(name)} was not paused")
+        print(json.dumps({"name": name, "paused": bool(still), "changed": changed}))
+        return
+    tell(f"resumed {printable(name)}" if changed else f"{printable(name)} was not paused")
+    for queue in sorted(still):
+        tell(f"its queue is paused: callboard queues resume {printable(queue)}")
 
 
 @queues.command()
@@ -212,7 +213,8 @@ def _flying(state: QueueState) -> str:
 
 def _remarks(state: QueueState) -> str:
     remarks = [
-        ("paused", state.paused),
+        ("paused", state.paused and state.paused_as == state.handler),
+        ("queue paused", state.paused and state.paused_as != state.handler),
         (f"{state.suspects} suspects", state.suspects),
         ("nobody serves it", state.orphaned),
     ]

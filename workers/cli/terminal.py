@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import TextIO
 
-__all__ = ["one_line", "printable", "tell", "tell_error", "without_secrets"]
+from rich.console import Console
+
+__all__ = ["one_line", "printable", "tell", "tell_error", "to_stdout", "without_secrets"]
+
+IN_A_PIPE = 240
+"""How wide a table is where no terminal says: rich takes 80, and crops what does not fit."""
 
 _SECRET = re.compile(r"(?<=://)\S*@")
 _LONGEST = 2_000
@@ -28,6 +34,12 @@ def one_line(text: str) -> str:
     """The text on one printable line of bounded length, without the user and password of any URL in it."""
     joined = " ".join(text.split())
     return printable(without_secrets(joined))[:_LONGEST]
+
+
+def to_stdout() -> Console:
+    """Where tables are printed."""
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS")
+    return Console(file=sys.stdout, width=None if known else IN_A_PIPE)
 
 
 def tell(text: str, *, to: TextIO | None = None) -> None:
