@@ -213,7 +213,6 @@ def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, 
     ("arguments", "exit_code", "said"),
     [
         (["show", "999999"], 1, "there is no dead letter '999999'"),
-        (["replay", "999999"], 1, "'callboard dead list' shows those that are kept"),
         (["replay"], 2, "say which"),
         (["drop"], 2, "say which"),
         (["drop", "1", "--all"], 2, "not several"),
@@ -226,6 +225,16 @@ def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, 
 )
 def test_what_cannot_be_meant_is_one_clear_line(dead: Any, arguments: list[str], exit_code: int, said: str) -> None:
     assert said in error_of(dead(*arguments), exit_code)
+
+
+@pytest.mark.parametrize("command", ["replay", "drop"])
+def test_what_is_gone_is_named_and_the_way_to_the_others_is_told(dead: Any, command: str) -> None:
+    done = dead(command, "999999")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith(
+        "error: there is no dead letter 999999: 'callboard dead list' shows those that are kept\n"
+    )
 
 
 def test_filters_that_fit_nothing_are_no_error(dead: Any) -> None:
