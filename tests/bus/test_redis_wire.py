@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
@@ -256,6 +258,41 @@ def test_who_finds_no_turn_is_told_so_after_its_patience_and_served_when_one_is_
 
     assert came == [True, True, True]
     assert not turns.take(0)
+
+
+def test_a_turn_that_becomes_free_before_one_stands_in_line_is_not_missed() -> None:
+    turns = Turns(1)
+
+    class Line(deque[threading.Lock]):
+        def append(self, one: threading.Lock) -> None:
+            turns.free.append(None)  # its holder saw nobody in line
+            super().append(one)
+
+    turns.line = Line()
+    assert turns.take(0)
+
+    began = time.perf_counter()
+    assert turns.take(5)
+    assert time.perf_counter() - began < 1
+    assert (len(turns.free), len(turns.line)) == (0, 0)
+
+
+def test_who_waits_for_a_connection_has_it_as_soon_as_it_is_free() -> None:
+    (near, far) = socket.socketpair()
+    lines = Lines(iter([Connection(near)]).__next__, most=1, patience_s=5)
+    with near, far, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lines.ask, [("A",)])
+        assert b"A" in far.recv(100)
+        second = pool.submit(lines.ask, [("B",)])
+        wait_until(lambda: len(lines._turns.line) == 1, "the second to wait")  # noqa: SLF001 - to know that it waits
+        began = time.perf_counter()
+        far.sendall(b"+one\r\n")
+        assert b"B" in far.recv(100)
+        far.sendall(b"+two\r\n")
+
+        assert (first.result(5), second.result(5)) == ([b"one"], [b"two"])
+        assert time.perf_counter() - began < 2
+        lines.close()
 
 
 def test_a_thread_that_is_struck_while_it_waits_takes_no_turn_along() -> None:
