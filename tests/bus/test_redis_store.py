@@ -557,7 +557,7 @@ async def test_all_keys_stand_under_the_namespace_in_one_slot(
         await door.close()
 
     kinds = {key.removeprefix(prefix).partition(":")[0] for key in keys}
-    everything = "bindings dead due held jobs lane letters log logs meta notes pending ready seen sent top wake workers"
+    everything = "bindings dead due held jobs lane letters log logs meta pending ready seen sent top wake workers"
     assert kinds >= set(everything.split()) - {"ready"}
     assert all(name.startswith(prefix) for name in keys | channels)
     assert len({key_slot(name.encode()) for name in keys | channels}) == 1

@@ -45,9 +45,8 @@ for name, it in pairs(of) do
     it.ready = it.ready + call('LLEN', ready)
     local entry = call('LINDEX', ready, 0)
     if entry then
-      local job = string.sub(entry, 2)
-      if string.sub(entry, 1, 1) == 'L' then job = call('LINDEX', P .. 'lane:' .. name .. '|' .. job, 0) end
-      if job and (not oldest or tonumber(job) < tonumber(oldest)) then oldest = job end
+      local job = unpack_ready(entry)
+      if not oldest or tonumber(job) < tonumber(oldest) then oldest = job end
     end
   end
   local n = #answer

@@ -8,7 +8,10 @@
 -- Answer as of an exchange without settlements
 
 local worker, at, answers = ARGV[1], 2, { {} }
-local entitled = call('ZSCORE', P .. 'workers', worker) and call('EXISTS', P .. 'suspects', P .. 'apart', P .. 'paused') == 0
+local quiet = call('EXISTS', P .. 'suspects', P .. 'apart', P .. 'paused', P .. 'lost') == 0
+if quiet then any_lost = false end
+local plain = quiet or call('EXISTS', P .. 'suspects', P .. 'apart', P .. 'paused') == 0
+local entitled = plain and call('ZSCORE', P .. 'workers', worker)
 while ARGV[at] do
   local first = at + 4
   local last = first + 2 * tonumber(ARGV[at + 3]) - 1

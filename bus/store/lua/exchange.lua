@@ -43,7 +43,7 @@ local function settle(job, verdict, delay_ms, notes, prio, queue, handler, key)
     put_back(prio, queue, handler, key, job)
     return
   end
-  call('HSET', P .. 'notes', job, notes)
+  call('HSET', P .. 'jobs', job .. 'n', notes)
   if verdict == 'dead' then
     bury(job, 'dead', prio, queue, handler, key, now())
     return

@@ -47,8 +47,8 @@ for _, name in ipairs(call('HKEYS', P .. 'pending')) do
     for prio = 0, 2 do
       local ready = P .. 'ready:' .. name .. '|' .. prio
       for _, entry in ipairs(call('LRANGE', ready, 0, -1)) do
-        local rest = string.sub(entry, 2)
-        if string.sub(entry, 1, 1) == 'L' then drop_lane(handler, rest) else dropped[#dropped + 1] = rest end
+        local job, key = unpack_ready(entry)
+        if key == '' then dropped[#dropped + 1] = job else drop_lane(handler, key) end
       end
       call('DEL', ready)
     end

@@ -12,10 +12,11 @@
 --   live:name                    channel
 --   seen:id                      string  position of a published event, for the idempotency window
 --   sent:id                      string  "1" for a job without an event, for its window
---   jobs                         hash    job -> body: "e" and an event's bytes, or whatever enqueue was given
---   notes, lost                  hash    job -> bytes of the last settle; job -> leases that ran out under it
+--   jobs                         hash    job -> body: "e" and an event's bytes, or whatever enqueue was given; job.."n" ->
+--                                bytes of the last settle. In one hash, so that one command has both
+--   lost                         hash    job -> leases that ran out under it
 --   lane:queue|handler|key       list    jobs of one lane, the head first; the head stays while it is worked on
---   ready:queue|handler|prio     list    what can be taken: "L"..key for a lane, "J"..job for a job without one
+--   ready:queue|handler|prio     list    job|key, what can be taken: heads of lanes, and jobs without one
 --   suspects                     hash    queue|handler, of all with jobs whose workers keep dying -> whose turn it is:
 --                                "s" for these, "f" for fresh work
 --   suspects:queue|handler|lost  list    prio|job|key of these jobs, by lost leases: 2, 3, or 4 and more
@@ -81,22 +82,27 @@ local function ring_all()
   end
 end
 
+-- Mostly no lease was lost under any job there is, and one look tells it.
+local any_lost
+local function is_any_lost()
+  if any_lost == nil then any_lost = call('EXISTS', P .. 'lost') == 1 end
+  return any_lost
+end
+
 -- One job that kills its workers must not take along, time after time, what happened to be beside it. A second lost lease
 -- makes it a suspect, of which a worker has a few at a time, fewer at each further loss, and at last one alone; not the first,
 -- or all that a killed worker held would be made to wait. Answers with how many leases were lost, so far as that matters, or
 -- nothing.
 local SUSPECT, MOST_SUSPECT = 2, 4
-local any_lost
 local function suspicion(job)
-  if any_lost == nil then any_lost = call('EXISTS', P .. 'lost') == 1 end
-  local lost = any_lost and tonumber(call('HGET', P .. 'lost', job) or 0) or 0
+  local lost = is_any_lost() and tonumber(call('HGET', P .. 'lost', job) or 0) or 0
   return lost >= SUSPECT and math.min(lost, MOST_SUSPECT)
 end
 
 -- A job can be taken: by itself, or as the head of its lane.
 local function make_ready(prio, queue, handler, key, job, first)
   local name = queue .. '|' .. handler
-  call(first and 'LPUSH' or 'RPUSH', P .. 'ready:' .. name .. '|' .. prio, key == '' and 'J' .. job or 'L' .. key)
+  call(first and 'LPUSH' or 'RPUSH', P .. 'ready:' .. name .. '|' .. prio, job .. '|' .. key)
   ring(name)
 end
 
@@ -155,10 +161,13 @@ local function unpack_suspect(entry)
   return prio, job, key
 end
 
+local function unpack_ready(entry)
+  return string.match(entry, '^(%d+)|(.*)$')
+end
+
 local function any_ready(name)
-  for prio = 0, 2 do
-    if call('EXISTS', P .. 'ready:' .. name .. '|' .. prio) == 1 then return true end
-  end
+  local ready = P .. 'ready:' .. name
+  return call('EXISTS', ready .. '|0', ready .. '|1', ready .. '|2') > 0
 end
 
 local function unpack_apart(entry)
@@ -215,11 +224,24 @@ local function hset_all(hash, pairs_of_it)
   end
 end
 
-local function forget(jobs)
-  for first = 1, #jobs, 1000 do
-    local last = math.min(first + 999, #jobs)
-    for _, hash in ipairs({ 'jobs', 'notes', 'lost' }) do call('HDEL', P .. hash, unpack(jobs, first, last)) end
+-- Where the body and the notes of these jobs stand, in turns.
+local function places_of(jobs)
+  local places = {}
+  for i, job in ipairs(jobs) do
+    places[2 * i - 1], places[2 * i] = job, job .. 'n'
   end
+  return places
+end
+
+local function hdel_all(hash, fields)
+  for first = 1, #fields, 1000 do
+    call('HDEL', hash, unpack(fields, first, math.min(first + 999, #fields)))
+  end
+end
+
+local function forget(jobs)
+  hdel_all(P .. 'jobs', places_of(jobs))
+  if is_any_lost() then hdel_all(P .. 'lost', jobs) end
   -- A worker that has lost its lease and does not know may ask a little longer.
   for _, job in ipairs(jobs) do call('PEXPIRE', P .. 'steps:' .. job, 3600000) end
 end

@@ -14,7 +14,7 @@ for at = 1, #ARGV, 2 do
     call('HDEL', P .. 'letters', job)
     call('ZREM', P .. 'dead', job)
     call('HDEL', P .. 'lost', job)
-    call('HSET', P .. 'notes', job, ARGV[at + 1])
+    call('HSET', P .. 'jobs', job .. 'n', ARGV[at + 1])
     call('HINCRBY', P .. 'pending', queue .. '|' .. handler, 1)
     place_job(prio, queue, handler, key, job, 0, 0)
     answer[#answer + 1] = 1

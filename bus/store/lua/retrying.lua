@@ -18,7 +18,7 @@ for i = 1, #due, 2 do
     answer[n + 6] = math.max(0, tonumber(due[i + 1]) - now)
     answer[n + 7] = call('LLEN', P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key) - 1
     answer[n + 8] = call('HGET', P .. 'jobs', job) or ''
-    answer[n + 9] = call('HGET', P .. 'notes', job) or ''
+    answer[n + 9] = call('HGET', P .. 'jobs', job .. 'n') or ''
   end
 end
 return answer

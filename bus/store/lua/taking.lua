@@ -1,10 +1,10 @@
 -- Shared by the scripts that hand out work, and put in front of them as lanes.lua is, on which it stands.
 
--- What a hash has for each of these jobs: false where it has nothing.
-local function values_of(hash, jobs)
+-- What a hash has in each of these fields: false where it has nothing.
+local function values_of(hash, fields)
   local values = {}
-  for first = 1, #jobs, 1000 do
-    for _, value in ipairs(call('HMGET', P .. hash, unpack(jobs, first, math.min(first + 999, #jobs)))) do
+  for first = 1, #fields, 1000 do
+    for _, value in ipairs(call('HMGET', P .. hash, unpack(fields, first, math.min(first + 999, #fields)))) do
       values[#values + 1] = value
     end
   end
@@ -39,12 +39,8 @@ end
 local function hand_out_fresh(tray, name, handler, prio, n)
   local entries = n > 0 and call('LPOP', P .. 'ready:' .. name .. '|' .. prio, n) or {}
   for _, entry in ipairs(entries) do
-    local key, job = '', string.sub(entry, 2)
-    if string.sub(entry, 1, 1) == 'L' then
-      key = job
-      job = call('LINDEX', P .. 'lane:' .. name .. '|' .. key, 0)
-    end
-    if job then hand_out(tray, job, prio, handler, key) end
+    local job, key = unpack_ready(entry)
+    hand_out(tray, job, prio, handler, key)
   end
   return #entries
 end
@@ -86,11 +82,11 @@ local function answer_of(tray, books)
   local answer, jobs, from = { tray.apart or '' }, tray.jobs, tray.from
   if #jobs == 0 then return answer end
   hset_all(books, tray.records)
-  local lost, bodies, notes = values_of('lost', jobs), values_of('jobs', jobs), values_of('notes', jobs)
+  local lost, told = is_any_lost() and values_of('lost', jobs) or {}, values_of('jobs', places_of(jobs))
   for i, job in ipairs(jobs) do
     answer[#answer + 1] = job .. '|' .. from[i][1] .. '|' .. (lost[i] or '0') .. '|' .. from[i][2] .. '|' .. from[i][3]
-    answer[#answer + 1] = bodies[i] or ''
-    answer[#answer + 1] = notes[i] or ''
+    answer[#answer + 1] = told[2 * i - 1] or ''
+    answer[#answer + 1] = told[2 * i] or ''
   end
   return answer
 end

@@ -244,9 +244,10 @@ class RedisStore:
         jobs = [job for job, _ in newest]
         with translated(self.link, writing=False):
             pipe = self._commands.pipeline(transaction=False)
-            for name in ("letters", "jobs", "notes", "lost"):
+            for name in ("letters", "jobs", "lost"):
                 pipe.hmget(self.prefix + name, jobs)
-            letters, bodies, notes, lost = pipe.execute()
+            pipe.hmget(self.prefix + "jobs", [job + b"n" for job in jobs])
+            letters, bodies, lost, notes = pipe.execute()
         return [
             _dead(job, int(at_ms), *found)
             for (job, at_ms), *found in zip(newest, letters, bodies, notes, lost, strict=True)
