@@ -263,8 +263,8 @@ def test_who_finds_no_turn_is_told_so_after_its_patience_and_served_when_one_is_
 def test_a_turn_that_becomes_free_before_one_stands_in_line_is_not_missed() -> None:
     turns = Turns(1)
 
-    class Line(deque[threading.Lock]):
-        def append(self, one: threading.Lock) -> None:
+    class Line(deque[Any]):
+        def append(self, one: Any) -> None:
             turns.free.append(None)  # its holder saw nobody in line
             super().append(one)
 
@@ -323,6 +323,24 @@ def test_a_thread_that_is_struck_while_it_waits_takes_no_turn_along() -> None:
         assert not any(thread.is_alive() for thread in threads), "somebody waits beside a free turn"
         assert (len(turns.free), len(turns.line)) == (1, 0)
         assert turns.take(0)
+
+
+def test_who_is_struck_as_it_stands_in_line_leaves_nothing_there() -> None:
+    turns = Turns(1)
+
+    class Line(deque[Any]):
+        def append(self, one: Any) -> None:
+            super().append(one)
+            raise KeyboardInterrupt
+
+    turns.line = Line()
+    assert turns.take(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        turns.take(5)
+    turns.give_back()
+
+    assert (len(turns.free), len(turns.line)) == (1, 0)
 
 
 def test_who_gives_back_and_takes_again_at_once_is_not_always_ahead() -> None:

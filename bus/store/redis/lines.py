@@ -64,8 +64,8 @@ class Turns:
     def _wait(self, timeout_s: float) -> bool:
         me = threading.Lock()
         me.acquire()
-        self.line.append(me)
         try:
+            self.line.append(me)  # whoever is struck here stands in line already
             self.serve()  # one may have become free before we stood in line
             return me.acquire(timeout=timeout_s) or not self._leave(me)
         except BaseException:
