@@ -103,10 +103,12 @@ class Routing:
         ]
         self._remembered: OrderedDict[tuple[str, str], tuple[tuple[Route, str | None], ...]] = OrderedDict()
 
-    def jobs(self, type: str, topics: str, key: str | None, data: bytes) -> tuple[tuple[Route, str], ...]:
-        """The jobs of one event: (route, lane key or ``""``). Its topics are separated by spaces, and its data is JSON.
+    def jobs(
+        self, type: str, topics: str, key: str | None, data: Mapping[str, Any] | bytes
+    ) -> tuple[tuple[Route, str], ...]:
+        """The jobs of one event: (route, lane key or ``""``). Its topics are separated by spaces.
 
-        The data is read only where a lane's key stands in it.
+        Data that is given as JSON is read only where a lane's key stands in it.
         """
         asked = (type, topics)
         wanted = self._remembered.get(asked)
@@ -114,8 +116,9 @@ class Routing:
             wanted = self._wanted(asked)
         if key is not None:
             return tuple([(route, key) for route, _ in wanted])
-        fields = from_json(data) if any(field for _, field in wanted) else {}
-        return tuple([(route, _lane_key(field, fields)) for route, field in wanted])
+        if isinstance(data, bytes):
+            data = from_json(data) if any(field for _, field in wanted) else {}
+        return tuple([(route, _lane_key(field, data)) for route, field in wanted])
 
     def _wanted(self, asked: tuple[str, str]) -> tuple[tuple[Route, str | None], ...]:
         wanted = tuple(

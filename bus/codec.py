@@ -48,7 +48,10 @@ class Attributes(TypedDict):
     subject: NotRequired[str | None]
 
 
-Written = tuple[str, str, str, bytes, bytes]
+Data = Mapping[str, Any] | bytes
+"""An event's data: plain values, or JSON where there are none at hand."""
+
+Written = tuple[str, str, str, Data, bytes]
 """An event as it travels, and what decides who gets it: its id, its type, its topics on one line, its data, all of it."""
 
 
@@ -71,13 +74,13 @@ def write(
     """
     topics = tuple(topics if type(topics) is list else plural(topics))
     try:
-        name, version, data = _json_of(event)
+        name, version, data, text = _json_of(event)
         line, kind, form, address = _form(name, version, source, topics, key, reserved)
         event_id = uuid7(now_ms) if id is None else id
         quoted_id = f'"{event_id}"' if id is None else _quoted(id)
         caused = "" if cause is None else _caused(cause)
         head = f'{{"specversion":"1.0","id":{quoted_id},{kind},"time":"{rfc3339(now_ms)}",{form}{caused}{address}'
-        return event_id, name, line, data, b'%b"data":%b}' % (head.encode(), data)
+        return event_id, name, line, data, b'%b"data":%b}' % (head.encode(), text)
     except _IN_DOUBT:
         envelope = wrap(
             event,
@@ -90,8 +93,7 @@ def write(
             causationid=cause.id if cause else None,
             traceparent=cause.traceparent if cause else None,
         )
-        data = to_json(envelope.data)
-        return envelope.id, envelope.type, " ".join(envelope.topics), data, encode(envelope)
+        return envelope.id, envelope.type, " ".join(envelope.topics), envelope.data, encode(envelope)
 
 
 @lru_cache(maxsize=1_024)
@@ -121,25 +123,26 @@ def _caused(cause: Cause) -> str:
     return f',"correlationid":{_quoted(cause.correlation)},"causationid":{_quoted(cause.id)}{trace}'
 
 
-def _json_of(event: Event | Mapping[str, Any]) -> tuple[str, int | None, bytes]:
-    """Type, version and data, as sound JSON."""
+def _json_of(event: Event | Mapping[str, Any]) -> tuple[str, int | None, Data, bytes]:
+    """Type, version, data, and the data as sound JSON."""
     model: Any = type(event)
     ways = _ways_of(model)
     if ways is None:
-        name, version, plain = _of_mapping(event)  # type: ignore[arg-type]  # this is no event
-        return name, version, to_json(check_json(plain))
+        name, version, made = _of_mapping(event)  # type: ignore[arg-type]  # this is no event
+        return name, version, made, to_json(check_json(made))
     name, version, fields = ways
     write = model.__pydantic_serializer__.to_json  # what model_dump_json() calls, without a detour over text
     values = event.__dict__
-    if fields is not None and _as_declared(fields, tuple(values), tuple(map(type, values.values()))):
-        data = write(event, by_alias=False, round_trip=True, warnings=False)  # there is nothing to warn of
+    plain = fields is not None and _as_declared(fields, tuple(values), tuple(map(type, values.values())))
+    if plain:
+        text = write(event, by_alias=False, round_trip=True, warnings=False)  # there is nothing to warn of
     else:
-        data = write(event, by_alias=False, round_trip=True, warnings="error")
-        if not data.startswith(b"{"):  # a serializer of the model's makes something else of it
+        text = write(event, by_alias=False, round_trip=True, warnings="error")
+        if not text.startswith(b"{"):  # a serializer of the model's makes something else of it
             raise ValueError
-    if not _is_surely_sound(data):
-        check_json(from_json(data))
-    return name, version, data
+    if not _is_surely_sound(text):
+        check_json(from_json(text))
+    return name, version, values if plain else text, text
 
 
 _Kinds = frozenset[type]
@@ -168,6 +171,17 @@ def _plain_fields(kind: type[Event]) -> _Fields | None:
         return None
     fields = tuple((name, _plain_types(field)) for name, field in kind.model_fields.items())
     return fields if all(kinds for _, kinds in fields) else None
+
+
+@lru_cache(maxsize=1_024)
+def _reads_plainly(kind: type[Event]) -> bool:
+    """Whether such an event is made in the same way of plain values as of their JSON."""
+    own = kind.__pydantic_decorators__
+    if own.validators or own.field_validators or own.root_validators or own.model_validators:
+        return False  # they may ask which it is
+    if kind.model_config.get("coerce_numbers_to_str"):
+        return False  # pydantic writes some numbers differently
+    return _plain_fields(kind) is not None
 
 
 @lru_cache(maxsize=1_024)
@@ -355,7 +369,10 @@ def read_as(model: type[Event], data: dict[str, Any]) -> Event:
     """
     name, version = model.__event_type__, model.__event_version__
     try:
-        return model.model_validate_json(to_json(data), by_alias=True, by_name=True)
+        judge = model.__pydantic_validator__
+        if _reads_plainly(model):
+            return judge.validate_python(data, by_alias=True, by_name=True)  # type: ignore[no-any-return]
+        return judge.validate_json(to_json(data), by_alias=True, by_name=True)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise InvalidEvent(f"the data is not a {name} version {version}: {_faults(error)}") from error
     except Exception as error:  # a validator of the app may raise anything, and the reader must live on

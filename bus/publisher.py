@@ -13,8 +13,6 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from pydantic_core import to_json
-
 from bus import codec, ids
 from bus.bindings import Routing
 from bus.causation import CAUSE
@@ -85,7 +83,7 @@ class Publisher:
         routing, size = self._routing, 0
         batches: list[Batch] = []
         for draft in drafts:
-            event, topics, key, given_id, delay, at, log, own = self._asked(draft)
+            event, topics, key, given_id, delay, at, log, own = self._asked(draft) if self.hooks.all else draft
             event_id, kind, line, data, body = self._written(event, topics, key, given_id)
             due = "" if delay is None and at is None else _due(delay, at)
             post = Post(event_id, ids.token(), line, body, routing.jobs(kind, line, key, data), due)
@@ -95,7 +93,8 @@ class Publisher:
                 if last.log == log and last.own == own and len(last.posts) < BATCH and size <= BATCH_BYTES:
                     last.posts.append(post)
                     continue
-            batches.append(Batch(log, self._log_limits, self._window_ms, ids.epoch(), routing.version, [post], own))
+            # A token is as random as an epoch, and none has been offered with this one before.
+            batches.append(Batch(log, self._log_limits, self._window_ms, post.token, routing.version, [post], own))
             size = len(body)
         return batches
 
@@ -104,12 +103,13 @@ class Publisher:
         *_, delay, at, _, _ = draft
         if delay is not None or at is not None:
             raise InvalidEvent("an ephemeral event has no jobs to delay: leave delay= and at= out")
-        event, topics, key, given_id, _, _, log, _ = self._asked(draft)  # a hook's delay is for those that have jobs
+        # A hook's delay is for those that have jobs.
+        event, topics, key, given_id, _, _, log, _ = self._asked(draft) if self.hooks.all else draft
         event_id, _, line, _, body = self._written(event, topics, key, given_id)
         return check_log(log), event_id, Whisper(line, body)
 
     def _asked(self, draft: Draft) -> Draft:
-        return drafted(self.hooks.ask(Publication(*draft))) if self.hooks.all else draft
+        return drafted(self.hooks.ask(Publication(*draft)))
 
     def _written(
         self, event: Event | Mapping[str, Any], topics: Iterable[str], key: str | None, id: str | None
@@ -166,7 +166,7 @@ def _matched(batch: Batch, routing: Routing) -> Batch:
     posts = []
     for post in batch.posts:
         envelope = codec.decode(post.body, max_bytes=len(post.body))
-        jobs = routing.jobs(envelope.type, post.topics, envelope.key, to_json(envelope.data))
+        jobs = routing.jobs(envelope.type, post.topics, envelope.key, envelope.data)
         posts.append(post._replace(jobs=jobs))
     return batch._replace(version=routing.version, posts=posts)
 
