@@ -71,8 +71,8 @@ class _Watched:
         sock.settimeout(0)  # a socket with a timeout asks the kernel before each call whether it may
 
     def send(self, data: bytes) -> None:
-        if time.monotonic() > self._heard_at + WARM_S:
-            self.rest()
+        if not self._discouraged and time.monotonic() > self._heard_at + WARM_S:
+            self._discouraged = 1
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
