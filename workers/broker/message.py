@@ -108,8 +108,10 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
     @property
     def envelope(self) -> Envelope:
         """What it has come in."""
-        envelope = self.read or _envelope_in(self.body)
-        object.__setattr__(self, "read", envelope)
+        envelope = self.read
+        if envelope is None:
+            envelope = _envelope_in(self.body)
+            object.__setattr__(self, "read", envelope)
         return envelope
 
     def forget_envelope(self) -> None:
