@@ -84,7 +84,7 @@ class Wire:
             self._pipe.send(pack(commands))
             if self._resting or not look:
                 self._pipe.rest()
-            return [self._answer() for _ in commands]
+            return self._answers(len(commands))
         except TimeoutError:
             self.close()
             raise
@@ -109,11 +109,14 @@ class Wire:
         """Safe twice."""
         self._connection.disconnect()
 
-    def _answer(self) -> Any:
+    def _answers(self, many: int) -> list[Any]:
         said = self._said
-        while (answer := said.gets()) is False:  # RESP2 has no booleans
+        answers: list[Any] = []
+        while len(answers) < many:
             heard = self._pipe.receive(CHUNK)
             if not heard:
                 raise LostConnection("the server has closed the connection")
             said.feed(heard)
-        return answer
+            while len(answers) < many and (answer := said.gets()) is not False:  # RESP2 has no booleans
+                answers.append(answer)
+        return answers
