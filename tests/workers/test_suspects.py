@@ -37,11 +37,10 @@ def suspects(bus: Bus, app: App, n: int, *, times: int = ALONE) -> None:
             lose_lease(each, to=Worker(bus.store, "sweeper"))
 
 
-def test_what_must_be_alone_is_handed_back_where_its_worker_has_begun_something_meanwhile(bus: Bus) -> None:
-    """It was idle when it asked, and while the question was on its way another queue's job came, and was dropped."""
-    app = App(bus)
-    release, asked = threading.Event(), threading.Event()
+def occupied(app: App) -> tuple[list[Any], threading.Event]:
+    """A handler that logs its numbers, and one of another queue that works until the event is set: the log, and the event."""
     log: list[Any] = []
+    release = threading.Event()
 
     @app.on(Asked, topics="other", queue="other", name="other")
     def other(event: Asked) -> None:
@@ -53,6 +52,14 @@ def test_what_must_be_alone_is_handed_back_where_its_worker_has_begun_something_
     def handler(event: Asked) -> None:
         log.append(event.n)
 
+    return log, release
+
+
+def test_what_must_be_alone_is_handed_back_where_its_worker_has_begun_something_meanwhile(bus: Bus) -> None:
+    """It was idle when it asked, and while the question was on its way another queue's job came, and was dropped."""
+    app = App(bus)
+    log, release = occupied(app)
+    asked = threading.Event()
     suspects(bus, app, 1)
     bus.usable()
     exchange = bus.store.exchange
@@ -152,19 +159,7 @@ def test_suspects_that_need_not_be_alone_keep_nobody_waiting(bus: Bus) -> None:
 
 def test_a_busy_worker_finishes_before_it_takes_a_suspect(bus: Bus) -> None:
     app = App(bus)
-    release = threading.Event()
-    log: list[Any] = []
-
-    @app.on(Asked, topics="other", queue="other", name="other")
-    def other(event: Asked) -> None:
-        log.append("begun")
-        release.wait(20)
-        log.append("done")
-
-    @app.on(Asked, name="handler", topics="global")
-    def handler(event: Asked) -> None:
-        log.append(event.n)
-
+    log, release = occupied(app)
     suspects(bus, app, 2)
     bus.store.pause("default")
     with working(app, threads=4):
@@ -323,19 +318,7 @@ def test_who_is_set_apart_asks_no_more_than_is_of_use(bus: Bus) -> None:
 
 def test_nobody_is_alone_beside_what_an_earlier_worker_left_behind(bus: Bus) -> None:
     app = App(bus)
-    release = threading.Event()
-    log: list[Any] = []
-
-    @app.on(Asked, topics="other", queue="other", name="other")
-    def other(event: Asked) -> None:
-        log.append("begun")
-        release.wait(20)
-        log.append("done")
-
-    @app.on(Asked, name="handler", topics="global")
-    def handler(event: Asked) -> None:
-        log.append(event.n)
-
+    log, release = occupied(app)
     suspects(bus, app, 1)
     bus.store.pause("default")
     worker = dramatiq.Worker(app.broker, worker_timeout=100, worker_threads=2)
