@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from bus.store.base import Store
+from bus.store.base import PRIORITIES, Store
 from bus.testing.store_checks import CALM_LEASE_MS, Worker, bodies, collected, enqueue, until
 
 __all__ = ["LEASE_CHECKS", "WORKER_CHECKS"]
@@ -98,6 +98,30 @@ def check_whoever_waits_is_handed_work_as_it_is_woken(store: Store) -> None:
     late = store.wait(["q|never"], 0, worker.name, [worker.wish(handlers=("h2",))])
     assert (late.rang, bodies(late.taken)) == (None, [b"5"]), f"when its time was over it got {late}"
     assert bodies(other.take()) == [b"4"], "something is lost"
+
+
+def check_whoever_waits_is_told_of_lost_leases_and_notes(store: Store) -> None:
+    doomed, worker = Worker(store), Worker(store, "w2")
+    enqueue(store, b"1")
+    doomed.settle(doomed.take_one(), "retry", 0, b"notes")
+    doomed.beat(held=[])
+    doomed.take()
+    lose_lease(doomed, to=worker)
+
+    (one,) = store.wait(["q|h"], 1, worker.name, [worker.wish()]).taken
+
+    assert (one.body, one.lost, one.notes) == (b"1", 1, b"notes"), f"what is known of it is lost: {one}"
+
+
+def check_whoever_fills_up_passes_the_ring_on_for_any_priority(store: Store) -> None:
+    worker = Worker(store)
+    for priority in range(PRIORITIES):
+        enqueue(store, b"1", b"2", handler=f"h{priority}", priority=priority)
+    for priority in range(PRIORITIES):
+        name = f"h{priority}"
+        store.wait([f"q|{name}"], 0)
+        worker.take(1, handlers=(name,))
+        assert store.wait([f"q|{name}"], 0).rang, f"nobody is told of what is left with priority {priority}"
 
 
 def check_whoever_waits_without_a_lease_is_handed_nothing(store: Store) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from bus.bindings import Binding
 from bus.clock import Clock
@@ -22,6 +24,15 @@ from bus.store.base import Appended, Batch, OwnLimits, Route, Stale
 class Posted(Event, type="publisher.posted"):
     agent_id: str
     text: str = "hi"
+
+
+class Plain(Event, type="publisher.by"):
+    by: str | int | float | bool | None
+
+
+class Listed(Event, type="publisher.by.listed"):
+    by: str | int | float | bool | None
+    more: list[int] = Field(default_factory=list)
 
 
 POSTED = Posted(agent_id="a1")
@@ -145,6 +156,32 @@ def test_what_was_matched_with_old_bindings_is_matched_anew() -> None:
     assert [post.jobs for post in then.posts] == [((one, ""), (two, "a1"))]
     assert [receipt.jobs for receipt in receipts] == [2, 2, 2, 1, 0, 2]
     assert [batch.version for batch in batches(mine, *logs)] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("value", "lane"), [("a1", "a1"), ("", ""), (None, ""), (7, "7"), (True, "true"), (-0.0, "-0.0"), (1e22, "1e+22")]
+)
+def test_a_lane_is_what_the_event_says_however_it_was_given(value: Any, lane: str) -> None:
+    """One whose fields are plain, one that is written as JSON only, and a dict."""
+    mine = publisher()
+    by_field = Binding(handler="h", types=("publisher.by", "publisher.by.listed", "publisher.by.dict"), key="by")
+    given: list[Any] = [Plain(by=value), Listed(by=value), {"type": "publisher.by.dict", "by": value}]
+
+    with going(mine.plan(batches(mine, Publication(POSTED)))) as plan:
+        sent(plan)
+        sent(plan, bindings(7, by_field))
+    (batch,) = batches(mine, *[Publication(one) for one in given])
+
+    assert [[key for _, key in post.jobs] for post in batch.posts] == [[lane]] * 3
+
+
+def test_an_epoch_is_offered_once() -> None:
+    mine = publisher()
+
+    offered = [batch.epoch for _ in range(50) for batch in batches(mine, Publication(POSTED))]
+
+    assert len(set(offered)) == 50
+    assert all(re.fullmatch("[0-9a-f]{8}", epoch) for epoch in offered)
 
 
 def test_a_lost_reply_is_answered_by_the_same_again() -> None:
