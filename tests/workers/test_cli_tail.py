@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dramatiq
 import pytest
 
 from bus import Bus
+from tests.waiting import wait_until
 from tests.workers.commands import CALLBOARD, Program, callboard, error_of, history, program
 from tests.workers.running import working
 from workers import App
@@ -89,6 +91,21 @@ def test_it_begins_behind_a_position_and_ends_after_so_many(bus: Bus, env: dict[
     done = callboard("tail", "--after", receipts[1].position, "--count", "2", "--json", env=env)
 
     assert [json.loads(line)["data"]["n"] for line in done.stdout.splitlines()] == [2, 3]
+
+
+def test_it_begins_at_a_time(bus: Bus, env: dict[str, str]) -> None:
+    first = bus.publish_sync({"type": "n", "n": 0})
+    between = datetime.now(UTC)
+    wait_until(lambda: datetime.now(UTC) > between + timedelta(milliseconds=5), "the clock to go on")
+    bus.publish_sync({"type": "n", "n": 1})
+
+    for after, expected in (
+        ("1h", 0),
+        (f"{between + timedelta(milliseconds=1):%Y-%m-%dT%H:%M:%S.%f}", 1),
+        (first.position, 1),
+    ):
+        (line,) = callboard("tail", "--after", after, "--count", "1", "--json", env=env).stdout.splitlines()
+        assert json.loads(line)["data"]["n"] == expected, after
 
 
 def test_what_a_handler_says_on_the_way_is_marked_as_live(bus: Bus, env: dict[str, str], tmp_path: Path) -> None:
@@ -175,7 +192,7 @@ def test_a_reader_that_leaves_ends_it_also_where_nothing_more_is_published(
     ("args", "what_to_do"),
     [
         (("agent:a*",), "write 'agent:*'"),
-        (("--after", "yesterday"), "'0' for everything that is kept"),
+        (("--after", "yesterday"), "neither a position nor a time: pass"),
         (("--log", "a b"), "log 'a b'"),
         (("--count", "0"), "'--count'"),
         (("--namespace", "a b"), "a namespace has"),

@@ -184,6 +184,14 @@ def test_list_narrows_by_every_filter(dead: Any) -> None:
     assert count("--limit", "2") == 2
 
 
+def test_list_says_where_there_are_more(dead: Any) -> None:
+    some, every = dead("list", "--limit", "2", "--json"), dead("list", "--limit", "3", "--json")
+
+    assert (len(some.stdout.splitlines()), len(every.stdout.splitlines())) == (2, 3)
+    assert "--limit says how many" in some.stderr
+    assert every.stderr == ""
+
+
 def test_what_became_of_them_can_be_had_as_json(dead: Any) -> None:
     numbers = [json.loads(line)["job"] for line in dead("list", "--json").stdout.splitlines()]
 

@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 
+from workers.cli.moments import FORMS, moment
 from workers.cli.options import Json, Namespace, Url, server_bus
 from workers.cli.outcome import USAGE, Failed
 from workers.cli.terminal import one_line, printable, tell
@@ -47,7 +48,6 @@ Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="The 
 All = Annotated[bool, typer.Option("--all", help="All of them, where no number and no filter is given.")]
 
 NONE = "no dead letters fit"
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 @dead.command("list")
@@ -66,8 +66,11 @@ def list_(
     wanted = _wanted(handler, type_, error, since, until)
     with _letters(url, namespace) as letters:
         found = 0
-        for letter in letters.find(wanted, limit=limit):
+        for letter in letters.find(wanted, limit=limit + 1):
             found += 1
+            if found > limit:
+                tell(f"these are the newest {limit:,}, and there are more: --limit says how many to list")
+                break
             print(json.dumps(_facts(letter, whole=False)) if as_json else _line(letter))
         if not found:
             _check_handler(letters, handler)
@@ -159,18 +162,10 @@ def _wanted(handler: str | None, type_: str | None, error: str | None, since: st
 
 
 def _time(option: str, text: str | None) -> datetime | None:
-    """A time as people write it: how long ago, or ISO 8601, which without a zone is UTC."""
-    if text is None:
-        return None
-    try:
-        if text[-1:] in _UNITS:
-            return datetime.now(UTC) - timedelta(**{_UNITS[text[-1]]: float(text[:-1])})
-        time = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise Failed(
-            f"{option} {text[:40]!r} is no time: write 2026-11-23T10:00Z, or 2h, 30m, 3d for so long ago", USAGE
-        ) from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    time = None if text is None else moment(text)
+    if text is not None and time is None:
+        raise Failed(f"{option} {text[:40]!r} is no time: write {FORMS}", USAGE)
+    return time
 
 
 def _chosen(letters: DeadLetters, jobs: list[str] | None, wanted: Wanted, *, everything: bool) -> list[str]:

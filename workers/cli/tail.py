@@ -6,16 +6,18 @@ import asyncio
 import signal
 import stat
 import sys
+from datetime import datetime
 from os import fstat
 from typing import Annotated
 
 import typer
 
-from bus import Bus, Closed, Delivery, Gap, Listener
+from bus import Bus, Closed, Delivery, Gap, InvalidPosition, Listener, Position
 from bus.topics import own_log
 from workers.cli.lines import HumanLines, JsonLines, Lines
+from workers.cli.moments import FORMS, moment
 from workers.cli.options import Json, Log, Namespace, Url, server_bus
-from workers.cli.outcome import Failed
+from workers.cli.outcome import USAGE, Failed
 from workers.cli.terminal import tell
 
 __all__ = ["tail"]
@@ -30,7 +32,11 @@ def tail(
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option("--after", metavar="POSITION", help="Begin behind this position; 0 for all that is kept."),
+        typer.Option(
+            "--after",
+            metavar="POSITION",
+            help="Begin behind this position; 0 for all that is kept. Or a time: 2026-11-23T10:00 (UTC), or 2h, 30m, 3d ago.",
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="End after N events.")] = None,
     log: Log = None,
@@ -69,7 +75,9 @@ async def _follow(
     if stat.S_ISFIFO(fstat(sys.stdout.fileno()).st_mode):
         # All that there is to be read from our end of a pipe: that whoever reads the other one has gone.
         asyncio.get_running_loop().add_reader(sys.stdout.fileno(), task.cancel, GONE)
-    listener = bus.listen(*patterns, after=after, log=log)  # complains about its arguments before the server is asked
+    listener = bus.listen(
+        *patterns, after=_place(after), log=log
+    )  # complains about its arguments before the server is asked
     async with bus:
         if log is not None:
             await asyncio.to_thread(_check_log_exists, bus, log)
@@ -85,6 +93,23 @@ async def _follow(
                     _tell_position(patterns, listener)
                 raise
             _tell_position(patterns, listener)
+
+
+def _place(after: str | None) -> str | datetime | None:
+    """Where to begin. Raises :class:`Failed` for what is no place in any log."""
+    if after is None or after == "0":
+        return after
+    try:
+        return Position.parse(after)
+    except InvalidPosition:
+        time = moment(after)
+    if time is None:
+        raise Failed(
+            f"--after {after[:80]!r} is neither a position nor a time: pass what a tail or a receipt has shown, "
+            f"0 for all that is kept, {FORMS}, or leave it out for from now on",
+            USAGE,
+        )
+    return time
 
 
 def _tell_position(patterns: tuple[str, ...], listener: Listener) -> None:
