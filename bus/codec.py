@@ -167,7 +167,9 @@ def _plain_fields(kind: type[Event]) -> _Fields | None:
     own, config = kind.__pydantic_decorators__, kind.model_config
     if own.field_serializers or own.model_serializers or config.get("json_encoders") or config.get("extra") == "allow":
         return None
-    if any("__get_pydantic_core_schema__" in vars(one) for one in kind.__mro__[: kind.__mro__.index(Event)]):
+    if config.get("allow_inf_nan"):  # which may be written as anything
+        return None
+    if any("__get_pydantic_core_schema__" in vars(one) for one in {*kind.__mro__}.difference(Event.__mro__)):
         return None
     fields = tuple((name, _plain_types(field)) for name, field in kind.model_fields.items())
     return fields if all(kinds for _, kinds in fields) else None
@@ -197,6 +199,8 @@ def _as_declared(fields: _Fields, names: tuple[str, ...], kinds: tuple[type, ...
 
 def _plain_types(field: FieldInfo) -> _Kinds:
     """The types of its values, where these are no more than a text, a number, a truth value or nothing; else none."""
+    if field.exclude or getattr(field, "exclude_if", None):  # it is not always written
+        return frozenset()
     union = get_origin(field.annotation) in {Union, UnionType}
     declared: tuple[Any, ...] = get_args(field.annotation) if union else (field.annotation,)
     bounded = all(type(one).__module__ == "annotated_types" for one in field.metadata)

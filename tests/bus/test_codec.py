@@ -84,6 +84,13 @@ class Counted(Event, type="codec.counted"):
         return len(text) if text != "secret" else text  # type: ignore[return-value]
 
 
+class Hidden(Event, type="codec.hidden"):
+    """Not all of it is for others."""
+
+    text: str
+    card: str = Field(default="", exclude=True)
+
+
 class Roomy(Event, type="codec.roomy", extra="allow"):
     """Has room for more."""
 
@@ -255,6 +262,7 @@ written_attributes = st.fixed_dictionaries(
 @example({"topics": ("a",)}, Told(text="hi").model_copy(update={"choice": "c"}))
 @example({"topics": ("a",)}, Plain(text="hi").model_copy(update={"unknown": 5}))
 @example({"topics": ("a",)}, Told(text=""))
+@example({"topics": ("a",)}, Hidden(text="hi", card="4111"))
 @example({"topics": ("a",)}, Counted(text="hi"))
 @example({"topics": ("a",)}, Counted(text="secret"))
 def test_what_is_written_is_the_wrapped_envelope(attributes: dict[str, Any], event: Any) -> None:
@@ -369,7 +377,17 @@ def test_who_asks_how_an_event_is_read_is_told_that_it_is_read_as_json() -> None
     class AskingBeside(Event, type="codec.asking.beside"):
         text: Annotated[str, AfterValidator(lambda text, info: f"{text} {info.mode}")]
 
-    for kind in (Asking, AskingWhole, AskingBeside):
+    class Mixin(BaseModel):
+        @classmethod
+        def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+            return core_schema.with_info_before_validator_function(
+                lambda data, info: {"text": f"{data['text']} {info.mode}"}, handler(source)
+            )
+
+    class AskingBehind(Event, Mixin, type="codec.asking.behind"):
+        text: str
+
+    for kind in (Asking, AskingWhole, AskingBeside, AskingBehind):
         event = read_as(kind, {"text": "read as"})
         assert cast("Any", event).text == "read as json", kind
 

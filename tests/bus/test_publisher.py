@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,6 +174,26 @@ def test_a_lane_is_what_the_event_says_however_it_was_given(value: Any, lane: st
     (batch,) = batches(mine, *[Publication(one) for one in given])
 
     assert [[key for _, key in post.jobs] for post in batch.posts] == [[lane]] * 3
+
+
+def test_what_is_not_written_is_no_lane() -> None:
+    """A secret that is left out of an event would stand in the names of keys."""
+
+    class Hidden(Event, type="publisher.by.hidden"):
+        by: str = Field(exclude=True)
+
+    class Endless(Event, type="publisher.by.endless", allow_inf_nan=True, ser_json_inf_nan="null"):
+        by: float
+
+    mine = publisher()
+    by_field = Binding(handler="h", types=("publisher.by.hidden", "publisher.by.endless"), key="by")
+
+    with going(mine.plan(batches(mine, Publication(POSTED)))) as plan:
+        sent(plan)
+        sent(plan, bindings(7, by_field))
+    (batch,) = batches(mine, Publication(Hidden(by="4111")), Publication(Endless(by=math.inf)))
+
+    assert [[key for _, key in post.jobs] for post in batch.posts] == [[""]] * 2
 
 
 def test_an_epoch_is_offered_once() -> None:
