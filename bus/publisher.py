@@ -83,7 +83,7 @@ class Publisher:
         routing, size = self._routing, 0
         batches: list[Batch] = []
         for draft in drafts:
-            event, topics, key, given_id, delay, at, log, own = self._asked(draft) if self.hooks.all else draft
+            event, topics, key, given_id, delay, at, log, own = self._asked(draft)
             event_id, kind, line, data, body = self._written(event, topics, key, given_id)
             due = "" if delay is None and at is None else _due(delay, at)
             post = Post(event_id, ids.token(), line, body, routing.jobs(kind, line, key, data), due)
@@ -103,13 +103,12 @@ class Publisher:
         *_, delay, at, _, _ = draft
         if delay is not None or at is not None:
             raise InvalidEvent("an ephemeral event has no jobs to delay: leave delay= and at= out")
-        # A hook's delay is for those that have jobs.
-        event, topics, key, given_id, _, _, log, _ = self._asked(draft) if self.hooks.all else draft
+        event, topics, key, given_id, _, _, log, _ = self._asked(draft)  # a hook's delay is for those that have jobs
         event_id, _, line, _, body = self._written(event, topics, key, given_id)
         return check_log(log), event_id, Whisper(line, body)
 
     def _asked(self, draft: Draft) -> Draft:
-        return drafted(self.hooks.ask(Publication(*draft)))
+        return drafted(self.hooks.ask(Publication(*draft))) if self.hooks.all else draft
 
     def _written(
         self, event: Event | Mapping[str, Any], topics: Iterable[str], key: str | None, id: str | None

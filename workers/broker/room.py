@@ -153,7 +153,7 @@ class Room:
     @property
     def soon(self) -> bool:
         """Whether there is room, or will be in the blink of an eye: all threads may be busy, but their work is quick."""
-        if self._load + self._promised < self._least and not self.jammed:
+        if self._load + self._promised < self._least and not self.jammed:  # whatever the pace is
             return True
         return self._left > 0 or (self._size is None and self.ahead > self._least)
 

@@ -75,9 +75,8 @@ async def _follow(
     if stat.S_ISFIFO(fstat(sys.stdout.fileno()).st_mode):
         # All that there is to be read from our end of a pipe: that whoever reads the other one has gone.
         asyncio.get_running_loop().add_reader(sys.stdout.fileno(), task.cancel, GONE)
-    listener = bus.listen(
-        *patterns, after=_place(after), log=log
-    )  # complains about its arguments before the server is asked
+    # It complains about its arguments before the server is asked.
+    listener = bus.listen(*patterns, after=_place(after), log=log)
     async with bus:
         if log is not None:
             await asyncio.to_thread(_check_log_exists, bus, log)

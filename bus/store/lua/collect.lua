@@ -8,6 +8,7 @@
 -- Answer as of an exchange without settlements
 
 local worker, at, answers = ARGV[1], 2, { {} }
+-- Mostly one look tells that there is no trouble at all.
 local quiet = call('EXISTS', P .. 'suspects', P .. 'apart', P .. 'paused', P .. 'lost') == 0
 if quiet then any_lost = false end
 local plain = quiet or call('EXISTS', P .. 'suspects', P .. 'apart', P .. 'paused') == 0
