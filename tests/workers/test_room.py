@@ -52,6 +52,20 @@ def test_a_queue_without_hope_leaves_its_share_to_others() -> None:
     assert (room.share("busy"), room.share("idle")) == (4, 2)
 
 
+@pytest.mark.parametrize("size", [None, 8], ids=["follows the pace", "of one size"])
+def test_a_jammed_room_has_no_place_until_something_is_settled(size: int | None) -> None:
+    room = Room(size)
+    room.enter("a", 8, always)
+    room.fill("a")
+    assert room.soon
+
+    room.jammed = True
+    assert (room.share("a"), room.soon) == (0, False)
+
+    room.free("a")
+    assert room.soon
+
+
 class Named(NamedTuple):
     """What a room asks of its staff: async handlers are called so here, and limited ones say how many."""
 
