@@ -18,7 +18,7 @@ import dramatiq
 from bus import Publication
 from tests.benchmarks import child
 from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
-from tests.benchmarks.idling import Stopwatch
+from tests.benchmarks.stopwatch import Stopwatch
 from tests.benchmarks.systems import BASELINE, BATCH, TEXT, Noted, app_on, redis_broker, texts
 from workers import App
 

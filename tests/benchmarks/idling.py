@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-import threading
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,17 +11,17 @@ from statistics import quantiles
 from typing import Any
 
 import dramatiq
+import redis
 
 from tests.benchmarks import child
 from tests.benchmarks.harness import Bench, Case, Family, Numbers, Work
+from tests.benchmarks.peers import PeerMissing, python_with
+from tests.benchmarks.stopwatch import WARM_UP, Stopwatch, at_leisure
 from tests.benchmarks.systems import BASELINE, TEXT, Noted, app_on, redis_broker
 from tests.servers import Server
 
-__all__ = ["COMMANDS", "LATENCY"]
+__all__ = ["COMMANDS", "latency"]
 
-PAUSE_S = 0.02
-WARM_UP = 10
-TIMEOUT_S = 60.0
 SETTLE_S = 3.0
 """How long a worker is left alone before it counts as idle: Dramatiq's backoff needs some misses to reach its longest."""
 
@@ -31,29 +31,6 @@ TALK = Work("idle commands", "commands/s", more_is_better=False)
 
 
 # -- in the children ---------------------------------------------------------------------------------------------------
-
-
-class Stopwatch:
-    """Gathers how long after its sending each message was begun; CLOCK_MONOTONIC is the same in all processes."""
-
-    def __init__(self, many: int) -> None:
-        self._many = many
-        self._found_ns: list[int] = []
-        self._full = threading.Event()
-
-    def note(self, sent_ns: int) -> None:
-        """A message that was sent then has begun now. Those of the warm-up (0) do not count."""
-        now_ns = time.monotonic_ns()
-        if sent_ns:
-            self._found_ns.append(now_ns - sent_ns)
-            if len(self._found_ns) == self._many:
-                self._full.set()
-
-    def latencies_ms(self) -> list[float]:
-        """All of them, once they are there."""
-        if not self._full.wait(TIMEOUT_S):
-            raise RuntimeError(f"{len(self._found_ns)} of {self._many} messages came")
-        return [ns / 1e6 for ns in self._found_ns]
 
 
 def work_dramatiq(url: str, namespace: str, many: int) -> list[float]:
@@ -101,7 +78,7 @@ def send_dramatiq(url: str, namespace: str, many: int) -> None:
     """A producer on Dramatiq's broker, in a process of its own."""
     broker = redis_broker(url, namespace)
     actor = _declare(broker, lambda _: None)
-    _at_leisure(lambda sent_ns: actor.send("agent-001", TEXT, sent_ns), many)
+    at_leisure(lambda sent_ns: actor.send("agent-001", TEXT, sent_ns), many)
     broker.close()
 
 
@@ -109,7 +86,7 @@ def send_actor(url: str, namespace: str, many: int) -> None:
     """A producer on ours, that sends to the actor."""
     app = app_on(url, namespace)
     actor = _declare(app.broker, lambda _: None)
-    _at_leisure(lambda sent_ns: actor.send("agent-001", TEXT, sent_ns), many)
+    at_leisure(lambda sent_ns: actor.send("agent-001", TEXT, sent_ns), many)
     app.bus.close_sync()
 
 
@@ -117,29 +94,43 @@ def publish(url: str, namespace: str, many: int) -> None:
     """A producer on ours, that publishes to the handler."""
     bus = app_on(url, namespace).bus
     topics = ["global", "agent:agent-001"]
-    _at_leisure(
+    at_leisure(
         lambda sent_ns: bus.publish_sync(Noted(agent_id="agent-001", text=TEXT, sent_ns=sent_ns), topics=topics), many
     )
     bus.close_sync()
 
 
-def _at_leisure(send: Callable[[int], Any], many: int) -> None:
-    for _ in range(WARM_UP):
-        send(0)
-        time.sleep(PAUSE_S)
-    for _ in range(many):
-        send(time.monotonic_ns())
-        time.sleep(PAUSE_S)
+def hear(url: str, namespace: str, many: int) -> list[float]:
+    """A thread that is subscribed, and is given the message's text: the least that a wake-up over the server takes."""
+    watch = Stopwatch(many)
+    with redis.Redis.from_url(url) as client, client.pubsub(ignore_subscribe_messages=False) as subscription:
+        subscription.subscribe(namespace)
+        assert next(subscription.listen())["type"] == "subscribe"
+        child.say("ready")
+        for number, message in enumerate(subscription.listen(), 1):
+            watch.note(int(message["data"].partition(b" ")[0]))
+            if number == WARM_UP + many:
+                return watch.latencies_ms()
+    raise RuntimeError("the subscription ended")
+
+
+def send_bare(url: str, namespace: str, many: int) -> None:
+    """Its publisher."""
+    with redis.Redis.from_url(url) as client:
+        at_leisure(lambda sent_ns: client.publish(namespace, f"{sent_ns} {TEXT}"), many)
 
 
 # -- in the parent -----------------------------------------------------------------------------------------------------
 
 
-def _latency(bench: Bench, *, worker: Callable[..., Any], producer: Callable[..., Any]) -> Numbers:
-    where, many = bench.fresh(), bench.many(50, 300)
-    with child.Child(worker, where | {"many": many}) as idle:
+Piece = Callable[..., Any] | str
+
+
+def _latency(bench: Bench, *, worker: Piece, producer: Piece, python: str = sys.executable, **more: Any) -> Numbers:
+    load = bench.fresh() | {"many": bench.many(50, 300)}
+    with child.Child(worker, load, python=python) as idle:
         idle.heard()
-        child.run(producer, where | {"many": many})
+        child.run(producer, load | more, python=python)
         latencies_ms = idle.heard()
     percentiles = quantiles(latencies_ms, n=100, method="inclusive")
     return {P50.name: percentiles[49], P99.name: percentiles[98]}
@@ -170,14 +161,26 @@ def _commands_during(server: Server, seconds: float) -> int:
     return sum(b" lua] " not in line for line in said.splitlines())
 
 
-LATENCY = Family(
-    (P50, P99),
-    (
+def latency() -> tuple[Family, dict[str, str]]:
+    """The work, with huey if that could be installed, which is the quickest of the others; and if not, why."""
+    cases = [
         Case(BASELINE, partial(_latency, worker=work_dramatiq, producer=send_dramatiq)),
         Case("callboard, actor", partial(_latency, worker=work_app, producer=send_actor)),
         Case("callboard, handler", partial(_latency, worker=work_app, producer=publish)),
-    ),
-)
+        Case("bare pub/sub", partial(_latency, worker=hear, producer=send_bare)),
+    ]
+    missing: dict[str, str] = {}
+    module = "tests.benchmarks.peers.huey_idling"
+    try:
+        python = python_with("huey", ["huey", "redis[hiredis]"])
+    except PeerMissing as why:
+        missing["huey"] = str(why)
+    else:
+        measure = partial(_latency, worker=f"{module}:work", producer=f"{module}:send", python=python, text=TEXT)
+        cases.insert(3, Case("huey", measure))
+    return Family((P50, P99), tuple(cases)), missing
+
+
 COMMANDS = Family(
     (TALK,),
     (Case(BASELINE, partial(_commands, worker=work_dramatiq)), Case("callboard", partial(_commands, worker=work_app))),

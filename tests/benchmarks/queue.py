@@ -1,4 +1,4 @@
-"""The queue suite: ours beside Dramatiq's stock RedisBroker, on one server that it starts itself.
+"""The queue suite: ours beside Dramatiq's stock RedisBroker, on one server that it starts itself; latencies beside huey too.
 
 ::
 
@@ -16,23 +16,23 @@ from collections.abc import Sequence
 from tests.benchmarks import harness
 from tests.benchmarks.draining import DRAIN
 from tests.benchmarks.fairness import FAIRNESS
-from tests.benchmarks.idling import COMMANDS, LATENCY
+from tests.benchmarks.idling import COMMANDS, latency
 from tests.benchmarks.publishing import BATCHED, SINGLE
 from tests.benchmarks.waiting_room import BYTES
 
 __all__ = ["main"]
 
-FAMILIES = {
-    "publish": SINGLE,
-    "publish_many": BATCHED,
-    "drain": DRAIN,
-    "latency": LATENCY,
-    "commands": COMMANDS,
-    "bytes": BYTES,
-    "fairness": FAIRNESS,
-}
-
 
 def main(arguments: Sequence[str]) -> None:
     """Run the suite's command line."""
-    harness.main("queue", FAMILIES, arguments)
+    idle, missing = latency()
+    families = {
+        "publish": SINGLE,
+        "publish_many": BATCHED,
+        "drain": DRAIN,
+        "latency": idle,
+        "commands": COMMANDS,
+        "bytes": BYTES,
+        "fairness": FAIRNESS,
+    }
+    harness.main("queue", families, arguments, missing)
