@@ -31,6 +31,7 @@ def test_a_script_has_all_that_it_names_of_the_shared_part(name: str) -> None:
 def test_a_script_has_nothing_of_the_shared_part_that_it_does_not_name() -> None:
     assert "place_job" in defined_in(script("append").text)
     assert "bury" not in defined_in(script("append").text)
+    assert "paused" not in defined_in(script("collect").text)  # a name in a string, or of a parameter, is none
     assert defined_in(script("poke").text) == ["P", "call", "rung", "ring", "ring_all"]
 
 

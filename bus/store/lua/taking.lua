@@ -11,13 +11,14 @@ local function values_of(hash, fields)
   return values
 end
 
--- A wish as it is fulfilled: what is handed out, what room is left for more, all in all and of each handler that is not paused.
-local function new_tray(ticket, room, queue, first, last, paused)
+-- A wish as it is fulfilled: what is handed out, what room is left for more, all in all and of each handler that it is not to be
+-- `without`.
+local function new_tray(ticket, room, queue, first, last, without)
   local tray = { ticket = ticket, room = room, queue = queue, handlers = {}, left = {} }
   tray.jobs, tray.from, tray.records = {}, {}, {}
   for at = first, last, 2 do
     local handler = ARGV[at]
-    if not paused[queue] and not paused[queue .. '|' .. handler] then
+    if not without[queue] and not without[queue .. '|' .. handler] then
       tray.handlers[#tray.handlers + 1] = handler
       tray.left[handler] = tonumber(ARGV[at + 1])
     end

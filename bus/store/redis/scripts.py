@@ -69,7 +69,8 @@ T = TypeVar("T")
 Argument = str | bytes | int
 
 _DEFINITION = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
-_COMMENT = re.compile(r"--.*")
+_UNREAD = re.compile(r"'[^'\n]*'|--.*")
+"""What names nothing in Lua: our strings, and the comments."""
 _NAME = re.compile(r"\w+")
 
 ROUTES_AT = 8
@@ -121,7 +122,7 @@ def _used(shared: str, body: str) -> list[str]:
 
 
 def _names(code: str) -> set[str]:
-    return set(_NAME.findall(_COMMENT.sub("", code)))
+    return set(_NAME.findall(_UNREAD.sub("", code)))
 
 
 # -- the log side ------------------------------------------------------------------------------------------------------
