@@ -102,6 +102,7 @@ __all__ = [
     "Company",
     "Confirmed",
     "Count",
+    "Cues",
     "Dead",
     "Ended",
     "Entry",
@@ -158,6 +159,22 @@ class LoopStore(Protocol):
 
     async def close(self) -> None:
         """Close this loop's connections, within a deadline. Safe twice."""
+
+
+class Cues(Protocol):
+    """Where one thread of a worker that stands by hears of the job that it is handed. Made by :meth:`Store.cues`."""
+
+    def hear(self, timeout_s: float | None) -> Taken | None:
+        """Wait for the next one, for so long, or until :meth:`call`. For one thread at a time.
+
+        Raises :class:`~bus.errors.BusUnavailable` where the link is dead, or closed: then there will be no more.
+        """
+
+    def call(self) -> None:
+        """End a wait now, or the next one. From any thread; never blocks."""
+
+    def close(self) -> None:
+        """Hang up: nothing is handed over any more. From any thread; safe twice."""
 
 
 class Store(Protocol):
@@ -234,7 +251,9 @@ class Store(Protocol):
     def enqueue(self, job: Job, window_ms: int) -> bool:
         """Queue one job; ``False`` if that id was queued within the window already. An event may have the same id."""
 
-    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
+    def exchange(
+        self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take], standby: int = 0
+    ) -> Exchange:
         """Settle, then take, in one round trip. A settlement that the worker has no right to is refused (``False``).
 
         A job under which two leases ran out is a *suspect*: it may be what kills its workers. A worker has no more of them at
@@ -242,6 +261,8 @@ class Store(Protocol):
         that lost fewer. One that must be alone goes to a worker that holds nothing, which is handed nothing more until it
         has settled it; where no worker is free for it, the next that asks is *set apart*: it is handed nothing until it
         holds nothing, or until :data:`~bus.store.jobs.PATIENCE_MS` is over. Suspects and fresh work take turns.
+
+        With a ``standby``, a worker that holds nothing after this stands by under that ticket (see :meth:`cues`).
         """
 
     def beat(
@@ -255,6 +276,7 @@ class Store(Protocol):
         serves: Sequence[str] = (),
         unanswered: Sequence[int] = (),
         stopping: bool = False,
+        standby: int = 0,
     ) -> Beat:
         """Renew the worker's lease, hand back what it does not hold, and do the sweep that any worker may do.
 
@@ -263,7 +285,8 @@ class Store(Protocol):
         letters once ``max_lost`` leases ran out under one; five, or innocents may end so too), moves due work to its lanes and drops dead letters past
         their retention, and rings again wherever work is ready and nobody was told. ``serves`` names what the worker takes
         work for (``queue|handler``), for the census. Where the last beat of a worker said ``stopping``, what it left behind
-        is recovered as well, but no lease counts as lost: it did not die of that.
+        is recovered as well, but no lease counts as lost: it did not die of that. With a ``standby`` it stands by under
+        that ticket from now on, if it holds nothing; otherwise it does so no longer.
         """
 
     def leave(self, worker: str) -> int:
@@ -278,6 +301,15 @@ class Store(Protocol):
         The takes are for fresh work, and for a worker that has a lease; one that has none (any more) is handed nothing. Nor is
         anybody while there are suspects or something is paused: then only :meth:`exchange` hands out. ``queue|handler`` rings for one waiter when work is ready there, ``$due`` when delayed work was added,
         ``@worker`` when that worker is :meth:`poked <poke>`. A ring that finds nobody waiting is kept, once.
+        """
+
+    def cues(self, worker: str) -> Cues | None:
+        """Hear what the worker is handed while it stands by; ``None`` where a ring is as quick.
+
+        A worker that stands by is handed the next new job of what it serves by the very call that queues it, unless other
+        work is ready there, something is paused, or there are suspects. It holds that job from then on, under the ticket
+        with which it stood by, and stands by no longer; nor does it once it has taken something. Whoever hangs up, or dies,
+        is handed nothing. Raises :class:`~bus.errors.BusUnavailable`.
         """
 
     def poke(self, name: str) -> None:

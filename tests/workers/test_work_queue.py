@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from queue import Empty
+from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 import pytest
 from dramatiq.threading import raise_thread_exception
 
+from tests.waiting import wait_until
 from workers.loop.work_queue import WorkQueue
 
 MANY = 2_000
@@ -38,9 +39,48 @@ class Loop:
         self.begun.append(message)
 
 
-@pytest.fixture
-def queue() -> WorkQueue:
-    return WorkQueue(Loop())
+class Door:
+    """Where a thread stands by, and is handed what a test gives it."""
+
+    def __init__(self, *, open_to: bool = True) -> None:
+        self.open_to = open_to
+        self.waits = 0
+        self.queue: WorkQueue | None = None
+        self._given: Queue[Item | None] = Queue()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        if not self.open_to:
+            return False
+        self.waits += 1
+        try:
+            item = self._given.get(timeout=timeout_s)
+        except Empty:
+            return True
+        finally:
+            self.waits -= 1
+        if item is not None and self.queue is not None:
+            self.queue.put(item)
+        return True
+
+    def give(self, item: Item) -> None:
+        self._given.put(item)
+
+    def call(self) -> None:
+        self._given.put(None)
+
+    def close(self) -> None:
+        self.open_to = False
+        self.call()
+
+
+def with_door(door: Door, loop: Loop | None = None) -> WorkQueue:
+    door.queue = WorkQueue(loop or Loop(), door)
+    return door.queue
+
+
+@pytest.fixture(params=[True, False], ids=["one stands by", "nobody stands by"])
+def queue(request: pytest.FixtureRequest) -> WorkQueue:
+    return with_door(Door(open_to=request.param))
 
 
 @contextmanager
@@ -79,7 +119,7 @@ def test_what_waits_comes_by_its_priority(queue: WorkQueue) -> None:
 
 def test_what_runs_elsewhere_reaches_no_thread_and_counts_all_the_same() -> None:
     loop = Loop()
-    queue = WorkQueue(loop)
+    queue = with_door(Door(), loop)
 
     queue.put(Item(0, "async"))
 
@@ -162,3 +202,96 @@ def test_no_item_is_lost_or_comes_twice_whenever_a_wait_ends(queue: WorkQueue, t
 
     assert Counter(item.message for item in got) == Counter(range(MANY))
     assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)
+
+
+# -- the one that stands by --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def threads_that_wait(queue: WorkQueue, door: Door, many: int, got: dict[str, Any]) -> Iterator[None]:
+    """The first of them stands by. Each gets one item, by its thread's name."""
+
+    def work() -> None:
+        while True:
+            try:
+                got[threading.current_thread().name] = queue.get(timeout=10).message
+            except Empty:
+                continue  # it was called for nothing
+            return
+
+    threads = [threading.Thread(target=work, name=f"getter {n}") for n in range(many)]
+    for n, thread in enumerate(threads):
+        thread.start()
+        wait_until(lambda: door.waits + len(queue._waiting) > n, "it waits")  # noqa: B023, SLF001 - there is no other door to it
+    yield
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_what_is_handed_to_the_one_that_stands_by_is_its_own_whoever_else_waits() -> None:
+    door, got = Door(), dict[str, Any]()
+    queue = with_door(door)
+
+    with threads_that_wait(queue, door, 3, got):
+        door.give(Item(0, "handed over"))
+        wait_until(lambda: len(got) == 1, "one has an item")
+        assert got == {"getter 0": "handed over"}
+        queue.put(Item(0, "a"))
+        queue.put(Item(0, "b"))
+
+    assert queue.unfinished_tasks == 3
+
+
+def test_the_one_that_stands_by_is_left_there_while_another_waits() -> None:
+    door, got = Door(), dict[str, Any]()
+    queue = with_door(door)
+
+    with threads_that_wait(queue, door, 2, got):
+        queue.put(Item(0, "first"))
+        wait_until(lambda: len(got) == 1, "one has an item")
+        assert got == {"getter 1": "first"}
+        assert door.waits == 1
+        queue.put(Item(0, "second"))
+
+    assert got["getter 0"] == "second"
+
+
+def test_what_runs_elsewhere_leaves_the_one_that_stands_by_where_it_is() -> None:
+    door, got, loop = Door(), dict[str, Any](), Loop()
+    queue = with_door(door, loop)
+
+    with threads_that_wait(queue, door, 1, got):
+        door.give(Item(0, "async"))
+        wait_until(lambda: loop.begun == ["async"], "it runs")
+        door.give(Item(0, "sync"))
+
+    assert got == {"getter 0": "sync"}
+
+
+def test_where_nobody_can_stand_by_any_more_the_thread_waits_as_the_others_do() -> None:
+    door, got = Door(), dict[str, Any]()
+    queue = with_door(door)
+
+    with threads_that_wait(queue, door, 1, got):
+        door.close()
+        wait_until(lambda: door.waits == 0, "it waits elsewhere")
+        assert got == {}
+        queue.put(Item(0, "late"))
+
+    assert got == {"getter 0": "late"}
+
+
+def test_who_has_gone_makes_room_for_another_to_stand_by() -> None:
+    door = Door()
+    queue = with_door(door)
+
+    for _ in range(2):
+        with pytest.raises(Empty):
+            queue.get(timeout=0.001)
+    got: dict[str, Any] = {}
+    with threads_that_wait(queue, door, 1, got):
+        assert door.waits == 1
+        door.give(Item(0, "handed over"))
+
+    assert got == {"getter 0": "handed over"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from bus import BusError
@@ -56,6 +56,8 @@ class Bell:
         self._waiters: dict[str, Waiter] = {}
         self._rung: set[str] = set()
         self._awake_for: frozenset[str] = frozenset()
+        self.when_resting: Callable[[], None] = lambda: None
+        """Called on its thread each time before it rests."""
 
     def serve(self, queue: str, waiter: Waiter) -> None:
         """Ring for a queue while its consumer waits for work. Safe twice: the last consumer counts. Under ``changed``."""
@@ -109,6 +111,7 @@ class Bell:
     def _rest(self, ending: threading.Event) -> None:
         """Rest on the wake-ups until one rings, and hand on what came of it."""
         books = self._books
+        self.when_resting()
         takes = self._wishes()
         names = [f"{take.queue}|{handler}" for take in takes for handler in take.handlers]
         self._awake_for = frozenset(names)
@@ -153,6 +156,25 @@ class Bell:
             time.sleep(YIELD_S)
         if refused or in_vain:
             self._pass_on(woken.rang if in_vain else None)
+
+    def bring(self, one: Taken) -> None:
+        """Bring its consumer a job that the store has handed over. On a worker thread, which may be struck on its way."""
+        books = self._books
+        with books.lock:
+            if not books.is_open(one.ticket):
+                return  # it goes back, or has gone already
+            waiters = {} if books.quiet else self._waiters.copy()
+            kept, refused = books.receive_unasked(Woken(None, [one]), waiters)
+            books.hand_back([(each.job, each.ticket) for each in refused])
+        if refused:
+            self._pass_on(None)
+            return
+        try:
+            waiters[one.route.queue].bring(kept)
+        except BaseException:
+            with books.lock:
+                books.hand_back_unbegun([one.job])
+            raise
 
     def _rang_in_vain(self, rang: str | None, waiters: Collection[str]) -> bool:
         """Ring, or say that nobody here has use for it. Under ``changed``."""

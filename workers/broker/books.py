@@ -75,6 +75,8 @@ class Books:
         """Whether it has stopped taking."""
         self.rooms = Rooms(staff, concurrency)
         """How much may be taken. Under ``changed``."""
+        self.standby: Callable[[], int] = lambda: 0
+        """The ticket under which it may be handed a job now, or 0. Under ``changed``."""
         self._settlements: list[Settlement] = []
         self._held: dict[str, _Holding] = {}
         self._open: dict[str, _Holding] = {}  # of those, what is not settled yet
@@ -203,6 +205,11 @@ class Books:
             self.close_one(job, settled=False)
             self._settlements.append(Settlement(job, ticket, "back"))
 
+    def hand_back_unbegun(self, jobs: Iterable[str]) -> None:
+        """Hand back those of these jobs that nobody has begun. Under ``changed``."""
+        of = [(job, self._open[job]) for job in jobs if job in self._open]
+        self.hand_back([(job, holding.ticket) for job, holding in of if holding.doer is None])
+
     def close_one(self, job: str, *, settled: bool = True) -> None:
         """Nobody works on it any more, or ever will. Under ``changed``."""
         holding = self._open.pop(job, None)
@@ -246,10 +253,13 @@ class Books:
         with self.changed:
             settlements, self._settlements = self._settlements, []
             takes = [] if self.quiet else [self.take(wish, idle=self.idle) for wish in wishes]
+            standby = self.standby()
             others = len(self._held) > len(settlements)  # whose settling is on its way beside this
         try:
             answer = (
-                self.store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
+                self.store().exchange(self.worker, settlements, takes, standby)
+                if settlements or takes
+                else Exchange([], [])
             )
         except BusError:
             with self.changed:
@@ -277,15 +287,27 @@ class Books:
 
     def take(self, wish: Wish, *, idle: bool = False) -> Take:
         """A wish with a ticket, which is open until :meth:`end`. Under ``changed``."""
+        return Take(self.open_ticket(), wish.queue, wish.handlers, wish.limit, wish.most, idle)
+
+    def open_ticket(self) -> int:
+        """What comes under it is ours, until :meth:`close_ticket`. Under ``changed``."""
         self._tickets += 1
         self._open_tickets.add(self._tickets)
-        return Take(self._tickets, wish.queue, wish.handlers, wish.limit, wish.most, idle)
+        return self._tickets
+
+    def close_ticket(self, ticket: int) -> None:
+        """What has not come under it by now is lost, or not ours. Safe twice. Under ``changed``."""
+        self._open_tickets.discard(ticket)
+
+    def is_open(self, ticket: int) -> bool:
+        """Whether something may come under it still. Under ``changed``."""
+        return ticket in self._open_tickets
 
     def end(self, takes: Iterable[Take]) -> None:
         """Whatever these takes got is known by now, or lost. Safe twice."""
         with self.lock:
             for take in takes:
-                self._open_tickets.discard(take.ticket)
+                self.close_ticket(take.ticket)
 
     def receive(self, answer: Exchange) -> None:
         """Note what was taken. Under ``changed``."""

@@ -10,6 +10,7 @@ from bus import BusError
 from bus.store.base import Beat
 from workers.broker.bell import Bell
 from workers.broker.books import Books
+from workers.broker.wings import Wings
 
 __all__ = ["Keeper"]
 
@@ -25,13 +26,14 @@ log = logging.getLogger("callboard.workers")
 class Keeper:
     """``keep`` is its thread's work."""
 
-    def __init__(self, books: Books, bell: Bell, lease_ms: int, due: threading.Event) -> None:
+    def __init__(self, books: Books, bell: Bell, wings: Wings, lease_ms: int, due: threading.Event) -> None:
         self.when_forgotten: Callable[[], None] | None = None
         self.when_buried: Callable[[Sequence[str]], None] | None = None
         self.away = False
         """Whether the store did not answer the last beat."""
         self._books = books
         self._bell = bell
+        self._wings = wings
         self._lease_ms = lease_ms
         self._due = due
         self._known = False
@@ -71,6 +73,7 @@ class Keeper:
         with books.changed:
             books.abandon_the_gone()
             stuck = books.withdraw_the_stuck()
+            standby = self._wings.renew()
             ticket, unanswered, held = books.statement()
             serves = self._bell.serves()
         if stuck or not self._bell.serves_anybody:  # no consumer takes settlements along
@@ -84,12 +87,15 @@ class Keeper:
             serves=serves,
             unanswered=unanswered,
             stopping=books.quiet,
+            standby=standby,
         )
         with books.changed:
             books.ask_whether_apart()
         return beat
 
     def _tell(self, beat: Beat) -> None:
+        if beat.handed_back:  # something was lost on its way to us, perhaps where nobody hears any more
+            self._wings.close()
         again = beat.recovered - len(beat.buried)
         if again:
             log.warning("%d job(s) of workers whose leases ran out can be taken again", again)

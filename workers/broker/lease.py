@@ -32,6 +32,7 @@ from workers.broker.books import Books
 from workers.broker.keeper import Keeper
 from workers.broker.room import Rooms, Wish
 from workers.broker.staff import Staff
+from workers.broker.wings import Wings
 
 __all__ = ["Lease"]
 
@@ -59,7 +60,9 @@ class Lease:
         self._over_at = 0.0
         self._over = False
         self._bell = Bell(self.books, staff, self._due)
-        self._keeper = Keeper(self.books, self._bell, lease_ms, self._due)
+        self.wings = Wings(self.books, self._bell)
+        self._bell.when_resting = self.wings.open
+        self._keeper = Keeper(self.books, self._bell, self.wings, lease_ms, self._due)
         self._threads: tuple[threading.Thread, ...] = ()
 
     def __repr__(self) -> str:
@@ -144,6 +147,7 @@ class Lease:
             if keeper.is_alive():
                 log.warning("the worker could not say goodbye in time; its jobs run again when its lease ends")
             self._threads = ()
+            self.wings.close()
             # Only now: a last beat that named nothing as held would hand back what still runs.
             self._bell.clear()
             self.books.clear()
@@ -163,6 +167,7 @@ class Lease:
             return
         self.books.store().poke(f"@{self.worker}")
         bell.join(GOODBYE_S)  # first: what it still takes is to be undone by what follows
+        self.wings.close()
         self.exchange()
         with self.changed:
             if not self._lives():

@@ -66,7 +66,7 @@ class Stage:
             deque(),
             Limits(),
         )  # an earlier worker may have left behind what would not end
-        worker.work_queue = WorkQueue(self)
+        worker.work_queue = WorkQueue(self, broker.lease.wings)
         self.backstage.start()
 
     def join_worker(self, worker: Worker) -> None:

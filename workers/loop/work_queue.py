@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from queue import Empty, PriorityQueue
 from typing import Any, Final, Protocol
 
-__all__ = ["Elsewhere", "WorkQueue"]
+__all__ = ["Elsewhere", "Standby", "WorkQueue"]
 
 _NOTHING: Final = object()
 
@@ -22,17 +22,34 @@ class Elsewhere(Protocol):
         """Run it, and count it as done in the queue. Never blocks."""
 
 
+class Standby(Protocol):
+    """Where one idle thread waits, and puts what it hears of into the queue: it is its own then (see ``broker/wings.py``)."""
+
+    @property
+    def open_to(self) -> bool:
+        """Whether one should wait there now."""
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait for so long, until something was put into the queue, or until called; ``False`` where nobody can."""
+
+    def call(self) -> None:
+        """End the wait. Never blocks."""
+
+
 class WorkQueue(PriorityQueue[Any]):
     """A worker's queue that keeps the async jobs from its threads, and counts them as any others: ``join`` waits for them.
 
     It never fills up. A thread that waits is handed its item: a condition would wake it to look for one, a dozen steps
-    further on. The last who began to wait is the first to be served, for what it needs may be in a cache still.
+    further on. The last who began to wait is the first to be served, for what it needs may be in a cache still; but the one
+    that stands by is left there as long as another one waits.
     """
 
-    def __init__(self, elsewhere: Elsewhere) -> None:
+    def __init__(self, elsewhere: Elsewhere, standby: Standby) -> None:
         super().__init__()
         self._elsewhere = elsewhere
+        self._standby = standby
         self._waiting: list[_Waiting] = []
+        self._standing: _Standing | None = None
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
         """As its base's; never blocks, for there is always room."""
@@ -53,10 +70,9 @@ class WorkQueue(PriorityQueue[Any]):
                 return heappop(self.queue)
             if not block:
                 raise Empty
-            me = _Waiting()
-            self._waiting.append(me)
+            me = self._join()
         try:
-            if me.served.acquire(timeout=-1 if timeout is None else timeout):
+            if me.wait(timeout):
                 return me.item
             with self.mutex:
                 self._leave(me)
@@ -70,14 +86,28 @@ class WorkQueue(PriorityQueue[Any]):
             raise Empty
         return me.item
 
+    def _join(self) -> _Waiting:
+        """Who waits, and where. Under ``mutex``."""
+        if self._standing is None and self._standby.open_to:
+            self._standing = standing = _Standing(self._standby)
+            return standing
+        self._waiting.append(waiting := _Waiting())
+        return waiting
+
     def _leave(self, one: _Waiting) -> None:
         """Let it wait no more. Safe where it was served already. Under ``mutex``."""
-        if one in self._waiting:
+        if one is self._standing:
+            self._standing = None
+        elif one in self._waiting:
             self._waiting.remove(one)
 
     def _serve(self, item: Any) -> None:
         """Hand it to whoever waits, or keep it. Under ``mutex``."""
-        if self._waiting:
+        standing = self._standing
+        if standing is not None and (standing.puts or not self._waiting):
+            self._standing = None
+            standing.serve(item)
+        elif self._waiting:
             self._waiting.pop().serve(item)
         else:
             heappush(self.queue, item)
@@ -93,6 +123,35 @@ class _Waiting:
         self.served = threading.Lock()
         self.served.acquire()
 
+    def wait(self, timeout: float | None) -> bool:
+        """Wait to be served, for so long. Returns whether it was."""
+        return self.served.acquire(timeout=-1 if timeout is None else timeout)
+
     def serve(self, item: Any) -> None:
         self.item = item
         self.served.release()
+
+
+class _Standing(_Waiting):
+    """One that stands by."""
+
+    __slots__ = ("_standby", "_thread")
+
+    def __init__(self, standby: Standby) -> None:
+        super().__init__()
+        self._standby = standby
+        self._thread = threading.get_ident()
+
+    @property
+    def puts(self) -> bool:
+        """Whether it is the one that asks."""
+        return threading.get_ident() == self._thread
+
+    def wait(self, timeout: float | None) -> bool:
+        # One wait, however long it was: whoever asks comes again, and a test's clock may stand still.
+        return self.item is not _NOTHING if self._standby.wait(timeout) else super().wait(timeout)
+
+    def serve(self, item: Any) -> None:
+        super().serve(item)
+        if not self.puts:
+            self._standby.call()

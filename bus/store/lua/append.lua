@@ -60,6 +60,7 @@ while ARGV[at] do
       call('DEL', stream)
     end
     local topics, body = ARGV[at + 2], ARGV[at + 3]
+    local kept, due = 'e' .. body, due_at(ARGV[at + 4], now)
     call('XADD', stream, 'MAXLEN', '=', cap, number .. '-0', 't', time, 'k', mine, 'p', token, 'c', topics, 'd', body)
     call('PUBLISH', live, epoch .. '.' .. number .. ' ' .. mine .. ' ' .. token .. ' ' .. topics .. '\n' .. body)
     seq, token = seq + 1, mine
@@ -68,9 +69,9 @@ while ARGV[at] do
       job = job + 1
       local name = string.format('%d', job)
       bodies[#bodies + 1] = name
-      bodies[#bodies + 1] = 'e' .. body
+      bodies[#bodies + 1] = kept
       wanted[route] = (wanted[route] or 0) + 1
-      place_job(ARGV[route + 2], ARGV[route], ARGV[route + 1], ARGV[each + 1], name, due_at(ARGV[at + 4], now), now)
+      place_job(ARGV[route + 2], ARGV[route], ARGV[route + 1], ARGV[each + 1], name, due, now, kept)
     end
   end
   answer[#answer + 1], answer[#answer + 2] = known or position, known and 1 or 0

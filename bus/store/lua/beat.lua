@@ -4,7 +4,8 @@
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 its last ticket and after it those whose
 --       answers are on their way, 4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of
---       all that it serves, 7 whether it is stopping (1 or 0), then the jobs that it holds, each as
+--       all that it serves, 7 whether it is stopping (1 or 0), 8 the ticket under which it stands by if it
+--       holds nothing, or 0, then the jobs that it holds, each as
 --       job|ticket. What is several is separated by spaces
 -- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0, of the
 --         recovered: those that were buried}
@@ -42,7 +43,7 @@ end
 
 -- 1. What this worker holds in our books but not in its hands was lost on the way: back to the heads of the lanes.
 local mine, strays = {}, {}
-for i = 8, #ARGV do mine[ARGV[i]] = true end
+for i = 9, #ARGV do mine[ARGV[i]] = true end
 local jobs, record_of = read_books(worker)
 for _, job in ipairs(jobs) do
   local ticket = unpack_held(record_of[job])
@@ -55,13 +56,14 @@ for _, job in ipairs(strays) do
   call('HDEL', P .. 'held:' .. worker, job)
   put_back(prio, queue, handler, key, job)
 end
-if not ARGV[8] then rejoin(worker) end -- or it may be at work on what was struck out of our books
+if not ARGV[9] then rejoin(worker) end -- or it may be at work on what was struck out of our books
 if ARGV[7] == '1' then make_no_room(worker) end
 
 local function strike_out(gone)
   call('DEL', P .. 'held:' .. gone)
   call('ZREM', P .. 'workers', gone)
   call('HDEL', P .. 'serves', gone)
+  call('HDEL', P .. 'standby', gone)
   call('HDEL', P .. 'apart', gone)
   call('HDEL', P .. 'born', gone)
   call('SREM', P .. 'stopping', gone)
@@ -74,6 +76,7 @@ if lease == 0 then
 end
 local forgotten = call('ZADD', P .. 'workers', now + lease, worker)
 call('HSET', P .. 'serves', worker, ARGV[6])
+if not stand_by(worker, ARGV[8]) then call('HDEL', P .. 'standby', worker) end
 call(ARGV[7] == '1' and 'SADD' or 'SREM', P .. 'stopping', worker)
 
 -- 2. Time in which nobody could beat does not count: the server was away or hung, its workers were not. But only one who

@@ -10,6 +10,6 @@ local now = now_ms()
 local job = string.format('%d', call('HINCRBY', P .. 'meta', 'j', 1))
 call('HSET', P .. 'jobs', job, ARGV[7])
 call('HINCRBY', P .. 'pending', ARGV[3] .. '|' .. ARGV[4], 1)
-place_job(ARGV[5], ARGV[3], ARGV[4], ARGV[6], job, due_at(ARGV[8], now), now)
+place_job(ARGV[5], ARGV[3], ARGV[4], ARGV[6], job, due_at(ARGV[8], now), now, ARGV[7])
 ring_all()
 return 1

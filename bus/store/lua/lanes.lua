@@ -1,4 +1,4 @@
--- Shared by the scripts, as taking.lua is. The loader puts in front of each the paragraphs that define what it names, and what
+-- Shared by the scripts, as placing.lua and taking.lua are. The loader puts in front of each the paragraphs that define what it names, and what
 -- those name, and no others (see bus/store/redis/scripts.py).
 --
 -- All keys are KEYS[1], the namespace's tagged prefix, plus a name; so all are in one slot.
@@ -25,6 +25,9 @@
 --                                it holds nothing it has no entry
 --   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
+--   standby                      hash    worker -> ticket in 16 digits, and queue|handler of all that it takes work for, each after
+--                                a space and before one: it holds nothing, and a thread of it waits for its cue
+--   cue:worker                   channel on which that thread hears: ticket|job|prio|queue|handler|key, newline, body
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
 --                                head holds; job in 16 digits, so that the older is first among what is due at once
 --   pending                      hash    queue|handler -> unfinished jobs
@@ -55,14 +58,6 @@ end
 
 local paused = {}
 for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
-
-local function due_at(due, now)
-  if due == '' then return 0 end
-  local kind = string.sub(due, 1, 1)
-  if kind == '+' then return now + tonumber(string.sub(due, 2)) end
-  if kind == '=' then return tonumber(string.sub(due, 2)) end
-  return 0
-end
 
 -- The bindings have changed. A time, not a count: after a loss of data no version comes a second time, so no publisher's
 -- cache can pass for new.
@@ -130,16 +125,6 @@ end
 local function unpack_due(member)
   local job, kind, prio, queue, handler, key = string.match(member, '^0*(%d+)|(%a)|(%d)|([^|]*)|([^|]*)|(.*)$')
   return kind, job, prio, queue, handler, key
-end
-
--- A new job waits in its lane, or until it is due. No lease was lost under it yet. Its body and its count are the caller's to
--- write.
-local function place_job(prio, queue, handler, key, job, due, now)
-  if due > now then
-    delay(due, 'J', prio, queue, handler, job, key)
-  elseif enter_lane(queue, handler, key, job) then
-    make_ready(prio, queue, handler, key, job)
-  end
 end
 
 -- The head leaves its lane for good; the next one is ready.

@@ -207,7 +207,13 @@ class MemoryStore:
             self._queues.add(job.route, job.key, job.body, _due_ms(job.due, now), now)
             return True
 
-    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
+    def exchange(
+        self,
+        worker: str,
+        settlements: Sequence[Settlement],
+        takes: Sequence[Take],
+        standby: int = 0,  # noqa: ARG002 - nobody stands by here
+    ) -> Exchange:
         with self._lock:
             now = self._clock.now_ms()
             settled = [self._queues.settle(worker, settlement, now) for settlement in settlements]
@@ -229,6 +235,7 @@ class MemoryStore:
         serves: Sequence[str] = (),
         unanswered: Sequence[int] = (),
         stopping: bool = False,
+        standby: int = 0,  # noqa: ARG002 - as above
     ) -> Beat:
         with self._lock:
             now = self._clock.now_ms()
@@ -263,6 +270,9 @@ class MemoryStore:
         if rung is not None:
             self._tokens.discard(rung)
         return rung
+
+    def cues(self, worker: str) -> None:
+        """A ring is as quick here."""
 
     def poke(self, name: str) -> None:
         self._ring(name)

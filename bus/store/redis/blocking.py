@@ -22,6 +22,7 @@ from bus.store.base import (
     Bindings,
     Census,
     Company,
+    Cues,
     Dead,
     Ended,
     Exchange,
@@ -39,6 +40,7 @@ from bus.store.base import (
     Woken,
 )
 from bus.store.redis import scripts, server
+from bus.store.redis.cues import cues
 from bus.store.redis.lines import Lines
 from bus.store.redis.link import ATTEMPT_S, FOREIGN, Link, blocking_pool, translated, unavailable
 from bus.store.redis.loop import RedisLoopStore
@@ -72,7 +74,8 @@ class RedisStore:
         self._suspects = company, patience_ms
         # Clients are lazy: this opens no socket. Any: redis-py types its answers for all settings at once.
         self._commands: Any = redis.Redis(connection_pool=blocking_pool(self.link, size=POOL, timeout_s=ATTEMPT_S))
-        self._lines = Lines(_connecting(self._commands.connection_pool), most=POOL, patience_s=ATTEMPT_S)
+        self._connect = _connecting(self._commands.connection_pool)
+        self._lines = Lines(self._connect, most=POOL, patience_s=ATTEMPT_S)
         # A blocking pop may rest on the server for LONGEST_WAIT_S; its socket must be more patient than that.
         patient = blocking_pool(self.link, size=POOL, timeout_s=LONGEST_WAIT_S + ATTEMPT_S)
         self._waits = Lines(_connecting(patient), most=POOL, patience_s=ATTEMPT_S, resting=True)
@@ -145,11 +148,13 @@ class RedisStore:
     def enqueue(self, job: Job, window_ms: int) -> bool:
         return self._run(scripts.enqueue(job, window_ms))
 
-    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
+    def exchange(
+        self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take], standby: int = 0
+    ) -> Exchange:
         wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
         if not settlements and not wishes:
             return Exchange([], [])
-        return self._run(scripts.exchange(worker, self._lease_ms, *self._suspects, settlements, wishes))
+        return self._run(scripts.exchange(worker, self._lease_ms, *self._suspects, settlements, wishes, standby))
 
     def beat(
         self,
@@ -162,10 +167,19 @@ class RedisStore:
         serves: Sequence[str] = (),
         unanswered: Sequence[int] = (),
         stopping: bool = False,
+        standby: int = 0,
     ) -> Beat:
         return self._run(
             scripts.beat(
-                worker, lease_ms, ticket, held, max_lost, serves=serves, unanswered=unanswered, stopping=stopping
+                worker,
+                lease_ms,
+                ticket,
+                held,
+                max_lost,
+                serves=serves,
+                unanswered=unanswered,
+                stopping=stopping,
+                standby=standby,
             )
         )
 
@@ -190,6 +204,12 @@ class RedisStore:
             timeout_s -= patience
             if rung or came or timeout_s <= 0:
                 return Woken(rung[0].decode().removeprefix(f"{self.prefix}wake:") if rung else None, came)
+
+    def cues(self, worker: str) -> Cues | None:
+        try:
+            return cues(self._connect(), f"{self.prefix}cue:{worker}")
+        except FOREIGN as error:
+            raise unavailable(self.link, error, writing=False) from error
 
     def poke(self, name: str) -> None:
         self._run(scripts.poke(name))

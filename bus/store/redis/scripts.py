@@ -1,7 +1,7 @@
 """The Lua scripts, and how their arguments and answers look: one body behind the blocking and the loop door.
 
-Each script is a file in ``bus/store/lua`` whose header names KEYS, ARGV and answer; what it uses of ``lanes.lua`` and
-``taking.lua`` is put in front of it. A :class:`Call` is one invocation, ready to be sent by either kind of client.
+Each script is a file in ``bus/store/lua`` whose header names KEYS, ARGV and answer; what it uses of ``lanes.lua``,
+``placing.lua`` and ``taking.lua`` is put in front of it. A :class:`Call` is one invocation, ready to be sent by either kind of client.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ __all__ = [
     "census",
     "close_log",
     "collect",
+    "cue",
     "drop",
     "enqueue",
     "exchange",
@@ -101,7 +102,7 @@ def script(name: str) -> Script:
     """The named script, composed: its own first line (the flags), what it uses of the shared parts, the rest."""
     room = files("bus.store") / "lua"
     flags, _, body = (room / f"{name}.lua").read_text("utf-8").partition("\n")
-    shared = "\n\n".join((room / f"{part}.lua").read_text("utf-8") for part in ("lanes", "taking"))
+    shared = "\n\n".join((room / f"{part}.lua").read_text("utf-8") for part in ("lanes", "placing", "taking"))
     text = "\n\n".join([flags, *_used(shared, body), body])
     return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
@@ -232,6 +233,7 @@ def exchange(
     patience_ms: int,
     settlements: Sequence[Settlement],
     takes: Sequence[Take],
+    standby: int = 0,
 ) -> Call[Exchange]:
     """See :meth:`bus.store.base.Store.exchange`."""
 
@@ -240,7 +242,7 @@ def exchange(
         return Exchange(_each(answer[0]), _all_taken(takes, answer), aparts[0].decode() if aparts else "")
 
     # One argument for a settlement: writing arguments and reading answers is what Python does most while it drains a queue.
-    arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), patience_ms, len(settlements)]
+    arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), patience_ms, standby, len(settlements)]
     arguments += [b"%s|%d|%s|%d|%s" % (s[0].encode(), s[1], s[2].encode(), s[3], s[4]) for s in settlements]
     for wish in takes:
         most = wish.most or (wish.limit,) * len(wish.handlers)
@@ -272,6 +274,13 @@ def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
     return Taken(job, wish.ticket, _shared_route(wish.queue, handler, priority), key, body, notes, int(lost))
 
 
+def cue(said: bytes) -> Taken:
+    """What a worker that stands by is handed (see ``placing.lua``)."""
+    head, _, body = said.partition(b"\n")
+    ticket, job, priority, queue, handler, key = head.decode().split("|", 5)
+    return Taken(job, int(ticket), _shared_route(queue, handler, priority), key, body, b"", 0)
+
+
 @lru_cache(maxsize=1_024)
 def _shared_route(queue: str, handler: str, priority: str) -> Route:
     """One for all jobs that go there: a worker holds thousands at once."""
@@ -288,6 +297,7 @@ def beat(
     serves: Sequence[str] = (),
     unanswered: Sequence[int] = (),
     stopping: bool = False,
+    standby: int = 0,
 ) -> Call[Beat]:
     """See :meth:`bus.store.base.Store.beat`; a lease of 0 ms leaves."""
 
@@ -297,7 +307,7 @@ def beat(
         return Beat(next_due_ms if next_due_ms >= 0 else None, recovered, handed_back, bool(forgotten), gone)
 
     tickets = " ".join(map(str, (ticket, *unanswered)))
-    told = (" ".join(serves), int(stopping))
+    told = (" ".join(serves), int(stopping), standby)
     hands = [f"{job}|{of}" for job, of in held]
     return Call(script("beat"), (worker, lease_ms, tickets, max_lost, RETENTION_MS, *told, *hands), found)
 

@@ -30,6 +30,7 @@ NEEDED = (
     "HSETNX $key f v",
     "PUBLISH $channel v",
     "TIME",
+    "HRANDFIELD $key 1",
     "XADD $key * f v",
     "XTRIM $key MAXLEN 1",
     "ZREMRANGEBYSCORE $key 0 1",

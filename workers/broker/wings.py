@@ -1,0 +1,113 @@
+"""The wings: where one thread of an idle worker waits for its cue.
+
+A job that finds its workers idle has a long way from the bell: a ring, a take, and another thread to wake. So while the process
+holds nothing, one of its threads waits on the store itself (see :meth:`bus.store.base.Store.cues`), which hands it the next
+job with the call that queues it. Whatever else comes takes the usual way; so does the job after that one, until the process
+holds nothing again.
+
+What is handed over comes under a *standing* ticket. It is another one at each beat, and open for two: what was lost on its way
+is known to be lost then, and goes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from bus import BusError
+from bus.store.base import Cues
+from workers.broker.bell import Bell
+from workers.broker.books import Books
+
+__all__ = ["Wings"]
+
+RENEW_S = 0.9
+"""How long a standing ticket is used at least: beats may follow each other closely."""
+RETRY_S = 5.0
+
+log = logging.getLogger("callboard.workers")
+
+
+class Wings:
+    """``open`` is for the bell's thread, ``wait`` for one worker thread at a time, the rest for any."""
+
+    def __init__(self, books: Books, bell: Bell) -> None:
+        self._books = books
+        self._bell = bell
+        self._cues: Cues | None = None
+        self._waits = False
+        self._standing: list[int] = []
+        self._renewed_at = self._opened_at = float("-inf")
+        books.standby = self.standby
+
+    def open(self) -> None:
+        """Have the store know where we hear. Nothing to do where that is so, or was in vain not long ago. Blocks for a round trip."""
+        now = time.monotonic()
+        if self._cues is None and now - self._opened_at >= RETRY_S:
+            self._opened_at = now
+            try:
+                self._cues = self._books.store().cues(self._books.worker)
+            except BusError as error:
+                log.debug("no thread can stand by, so jobs take the way over the bell: %s", error)
+
+    def close(self) -> None:
+        """Hang up, and call whoever waits. Safe twice; usable again."""
+        cues, self._cues = self._cues, None
+        self._opened_at = float("-inf")
+        if cues is not None:
+            cues.close()
+
+    # -- the thread that waits -----------------------------------------------------------------------------------------
+
+    @property
+    def open_to(self) -> bool:
+        """Whether a thread that has nothing to do should wait here. A look without a lock, for it is a matter of speed alone."""
+        return self._cues is not None and self._books.rooms.empty and not self._books.quiet
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait for so long, or until called; pass on what was handed over. ``False`` where nobody can wait here (any more)."""
+        cues = self._cues
+        if cues is None:
+            return False
+        self._waits = True
+        try:
+            taken = cues.hear(timeout_s)
+            if taken is not None:
+                self._bell.bring(taken)
+        except BusError as error:
+            log.debug("a thread stands by no longer: %s", error)
+            if self._cues is cues:
+                self.close()
+            return False
+        finally:
+            self._waits = False
+        return True
+
+    def call(self) -> None:
+        """There is something else to do for the thread that waits. Never blocks."""
+        cues = self._cues
+        if cues is not None:
+            cues.call()
+
+    # -- the standing ticket -------------------------------------------------------------------------------------------
+
+    def standby(self) -> int:
+        """The ticket under which this process may be handed a job now, or 0. Under ``changed``."""
+        books = self._books
+        return self._standing[-1] if self._standing and self._waits and books.idle and not books.quiet else 0
+
+    def renew(self) -> int:
+        """As :meth:`standby`, at a beat. Under ``changed``."""
+        now = time.monotonic()
+        if not self._waits or self._books.quiet:
+            self._give_up(0)  # nobody would hear it
+        elif now - self._renewed_at >= RENEW_S or not self._standing:
+            self._renewed_at = now
+            self._standing.append(self._books.open_ticket())
+            self._give_up(2)
+        return self.standby()
+
+    def _give_up(self, all_but: int) -> None:
+        """What still comes under an older ticket is not ours."""
+        while len(self._standing) > all_but:
+            self._books.close_ticket(self._standing.pop(0))
