@@ -61,8 +61,11 @@ class Wings:
 
     @property
     def open_to(self) -> bool:
-        """Whether a thread that has nothing to do should wait here. A look without a lock, for it is a matter of speed alone."""
-        return self._cues is not None and self._books.rooms.empty and not self._books.quiet
+        """Whether a thread that has nothing to do should wait here: no other one is about to be woken for what was fetched.
+
+        A look without a lock, for it is a matter of speed alone.
+        """
+        return self._cues is not None and self._books.rooms.threads.empty and not self._books.quiet
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait for so long, or until called; pass on what was handed over. ``False`` where nobody can wait here (any more)."""
