@@ -6,6 +6,8 @@ The lease belongs to the process, not to a consumer (Dramatiq closes and reopens
   our name but is not in our hands goes back at once: it was lost in a reply, or the thread that worked on it is gone;
 * the *bell* rests on the store's wake-ups for the queues that have room, and brings what it found. Nobody polls.
 
+While the process holds nothing, a worker thread waits in the *wings* for a job that the store hands it.
+
 ::
 
     consumer threads ──take/settle──> store <──beat── keeper
