@@ -251,9 +251,7 @@ class Store(Protocol):
     def enqueue(self, job: Job, window_ms: int) -> bool:
         """Queue one job; ``False`` if that id was queued within the window already. An event may have the same id."""
 
-    def exchange(
-        self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take], standby: int = 0
-    ) -> Exchange:
+    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
         """Settle, then take, in one round trip. A settlement that the worker has no right to is refused (``False``).
 
         A job under which two leases ran out is a *suspect*: it may be what kills its workers. A worker has no more of them at
@@ -261,8 +259,6 @@ class Store(Protocol):
         that lost fewer. One that must be alone goes to a worker that holds nothing, which is handed nothing more until it
         has settled it; where no worker is free for it, the next that asks is *set apart*: it is handed nothing until it
         holds nothing, or until :data:`~bus.store.jobs.PATIENCE_MS` is over. Suspects and fresh work take turns.
-
-        With a ``standby``, a worker that holds nothing after this stands by under that ticket (see :meth:`cues`).
         """
 
     def beat(
@@ -286,7 +282,7 @@ class Store(Protocol):
         their retention, and rings again wherever work is ready and nobody was told. ``serves`` names what the worker takes
         work for (``queue|handler``), for the census. Where the last beat of a worker said ``stopping``, what it left behind
         is recovered as well, but no lease counts as lost: it did not die of that. With a ``standby`` it stands by under
-        that ticket from now on, if it holds nothing; otherwise it does so no longer.
+        that ticket from now on (see :meth:`cues`), otherwise no longer.
         """
 
     def leave(self, worker: str) -> int:
@@ -306,10 +302,9 @@ class Store(Protocol):
     def cues(self, worker: str) -> Cues | None:
         """Hear what the worker is handed while it stands by; ``None`` where a ring is as quick.
 
-        A worker that stands by is handed the next new job of what it serves by the very call that queues it, unless other
-        work is ready there, something is paused, or there are suspects. It holds that job from then on, under the ticket
-        with which it stood by, and stands by no longer; nor does it once it has taken something. Whoever hangs up, or dies,
-        is handed nothing. Raises :class:`~bus.errors.BusUnavailable`.
+        A worker that stands by and holds nothing is handed the next new job of what it serves by the very call that queues
+        it, unless other work is ready there, something is paused, or there are suspects. It holds that job from then on,
+        under the ticket with which it stands by. Whoever hangs up, or dies, is handed nothing. Raises :class:`~bus.errors.BusUnavailable`.
         """
 
     def poke(self, name: str) -> None:

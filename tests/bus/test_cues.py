@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+import redis
+from dramatiq.threading import raise_thread_exception
 
 from bus import BusUnavailable
 from bus.clock import Clock
-from bus.store.base import Cues, Route, Settlement, Store, Taken
+from bus.store.base import Cues, Route, Store, Taken
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
+from bus.store.redis.cues import cues
 from bus.testing.servers import Server
 from bus.testing.store_checks import CALM_LEASE_MS, NEVER, Worker, append, batch, bodies, enqueue, post, until
 from tests.waiting import wait_until
@@ -114,6 +117,18 @@ def test_an_event_is_handed_over_by_its_publish(store: RedisStore, idle: Callabl
     one = worker.hear()
     assert (one.body, one.key, one.route.handler) == (b"e\x00\nbody|1\r\n", "k", "h")
     assert bodies(Worker(store, "w2").take(handlers=("elsewhere",))) == [one.body]
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\n", "line\r\nend|1|2", "|", "äöü\x00", "7|"])
+def test_keys_of_any_kind_arrive_as_they_are(store: RedisStore, idle: Callable[..., Idle], key: str) -> None:
+    worker = idle()
+    worker.stand_by()
+
+    enqueue(store, b"|\nbody", key=key)
+
+    one = worker.hear()
+    assert (one.key, one.body) == (key, b"|\nbody")
+    assert worker.settle(one)
 
 
 def test_what_is_published_again_is_handed_over_once(store: RedisStore, idle: Callable[..., Idle]) -> None:
@@ -256,58 +271,28 @@ def test_nothing_is_handed_over_while_there_are_suspects(store: RedisStore, idle
     assert ready(store) == [b"1"]
 
 
-def test_a_worker_that_holds_something_does_not_stand_by(store: RedisStore, idle: Callable[..., Idle]) -> None:
-    worker = idle()
-    enqueue(store, b"1")
-    held = worker.take_one()
-    worker.stand_by(held)
-    enqueue(store, b"2")
-    assert worker.hears_nothing()
-    assert ready(store) == [b"2"]
-
-    worker.tickets += 1
-    store.exchange(worker.name, [Settlement(held.job, held.ticket, "ack")], (), worker.tickets)
-    enqueue(store, b"3")
-
-    assert (worker.hear().body, ready(store)) == (b"3", []), "an exchange that leaves it with nothing makes it stand by"
-
-
-@pytest.mark.parametrize("way", ["exchange", "wait"])
-def test_a_worker_that_takes_something_stands_by_no_longer(
+@pytest.mark.parametrize("way", ["exchange", "wait", "beat"])
+def test_a_worker_that_holds_something_is_handed_nothing_until_that_is_settled(
     store: RedisStore, idle: Callable[..., Idle], way: str
 ) -> None:
     worker = idle()
     enqueue(store, b"1")
-    worker.stand_by()
-    if way == "exchange":
-        worker.take_one()
+    if way != "beat":
+        worker.stand_by()
+    if way == "wait":
+        (held,) = store.wait(["q|h"], 0, worker.name, [worker.wish()]).taken
     else:
-        assert bodies(store.wait(["q|h"], 0, worker.name, [worker.wish()]).taken) == [b"1"]
+        held = worker.take_one()
+    if way == "beat":
+        worker.stand_by(held)
 
     enqueue(store, b"2")
-
     assert worker.hears_nothing()
     assert ready(store) == [b"2"]
 
-
-def test_an_exchange_that_finds_nothing_leaves_it_standing_by(store: RedisStore, idle: Callable[..., Idle]) -> None:
-    worker = idle()
-    worker.stand_by()
-    worker.take()
-
-    enqueue(store, b"1")
-
-    assert worker.hear().body == b"1"
-
-
-def test_a_worker_without_a_lease_does_not_stand_by(store: RedisStore, idle: Callable[..., Idle]) -> None:
-    worker = idle()
-
-    store.exchange(worker.name, (), [worker.wish()], 1)
-    enqueue(store, b"1")
-
-    assert worker.hears_nothing()
-    assert ready(store) == [b"1"]
+    worker.settle(held)
+    enqueue(store, b"3")
+    assert (worker.hear().body, ready(store)) == (b"3", [])
 
 
 # -- what is lost on its way -------------------------------------------------------------------------------------------
@@ -369,11 +354,11 @@ def test_two_that_came_together_are_heard_one_after_the_other(store: RedisStore,
 
 
 def test_a_call_ends_a_wait(idle: Callable[..., Idle]) -> None:
-    cues, heard = idle().cues, list[Taken | None]()
+    worker, heard = idle(), list[Taken | None]()
     for timeout_s in (None, 60.0):
-        thread = threading.Thread(target=lambda t=timeout_s: heard.append(cues.hear(t)), name="hearer")
+        thread = threading.Thread(target=lambda t=timeout_s: heard.append(worker.cues.hear(t)), name="hearer")
         thread.start()
-        cues.call()
+        worker.cues.call()
         thread.join(SOON_S)
         assert not thread.is_alive()
 
@@ -381,33 +366,33 @@ def test_a_call_ends_a_wait(idle: Callable[..., Idle]) -> None:
 
 
 def test_calls_beyond_counting_block_nobody(idle: Callable[..., Idle]) -> None:
-    cues = idle().cues
+    worker = idle()
     for _ in range(70_000):  # more than a pipe takes
-        cues.call()
+        worker.cues.call()
 
-    assert cues.hear(60) is None
+    assert worker.cues.hear(60) is None
 
 
 def test_closing_ends_a_wait_and_is_safe_twice(idle: Callable[..., Idle]) -> None:
-    cues, ends = idle().cues, list[str]()
+    worker, ends = idle(), list[str]()
 
     def hear() -> None:
         try:
             while True:
-                cues.hear(60)
+                worker.cues.hear(60)
         except BusUnavailable as error:
             ends.append(str(error))
 
     thread = threading.Thread(target=hear, name="hearer")
     thread.start()
-    cues.close()
-    cues.close()
+    worker.cues.close()
+    worker.cues.close()
     thread.join(SOON_S)
 
     assert ends == ["the worker's channel is closed"]
-    cues.call()
+    worker.cues.call()
     with pytest.raises(BusUnavailable, match="closed"):
-        cues.hear(0)
+        worker.cues.hear(0)
 
 
 def test_a_server_that_hangs_up_is_told(store: RedisStore, idle: Callable[..., Idle], server: Server) -> None:
@@ -422,6 +407,52 @@ def test_a_server_that_hangs_up_is_told(store: RedisStore, idle: Callable[..., I
     assert ready(store) == [b"1"], "nobody hears, so it takes the usual way"
     with pytest.raises(BusUnavailable, match="broke"):
         worker.cues.hear(SOON_S)
+
+
+def test_whatever_else_is_said_there_ends_it_with_a_clear_error(
+    store: RedisStore, idle: Callable[..., Idle], server: Server
+) -> None:
+    for said in (b"x", b"1|2|3|q|h|many|", b"\xff|1|1|q|h|0|", b"1|1|one|q|h|0|"):
+        worker = idle()
+        worker.cues.hear(0)
+        with server.client() as client:
+            assert client.publish(f"{store.prefix}cue:w1", said) >= 1
+        for _ in range(2):
+            with pytest.raises(BusUnavailable, match="broke"):
+                worker.cues.hear(SOON_S)
+        worker.cues.close()
+
+
+def test_a_thread_that_is_struck_as_it_hears_leaves_nothing_that_could_be_misread(
+    store: RedisStore, idle: Callable[..., Idle]
+) -> None:
+    class Struck(BaseException):
+        pass
+
+    worker = idle()
+    ends: list[str] = []
+
+    def hear() -> None:
+        try:
+            while True:
+                worker.cues.hear(0.001)
+        except Struck:
+            ends.append("struck")
+
+    thread = threading.Thread(target=hear, name="hearer")
+    thread.start()
+    raise_thread_exception(thread.ident, Struck)
+    thread.join(SOON_S)
+
+    assert ends == ["struck"]
+    try:
+        assert worker.cues.hear(0) is None
+    except BusUnavailable as error:
+        assert "broke" in str(error)
+
+
+def test_over_tls_nobody_stands_by() -> None:
+    assert cues(redis.SSLConnection(host="localhost", port=1), "channel") is None
 
 
 def test_a_server_that_is_away_has_no_cues(start_server: Callable[..., Server], namespace: str) -> None:

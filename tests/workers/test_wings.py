@@ -236,7 +236,9 @@ class Wing:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         store = MemoryStore(Clock(), lease_ms=60_000)
         self.lines: list[Line] = []
-        self.away = False
+        self.away = self.none = False
+        self.asked = 0
+        self.as_it_opens: Callable[[], None] = lambda: None
         monkeypatch.setattr(store, "cues", self._cues)
         monkeypatch.setattr(store, "exchange", self._exchange)
         self.settled: list[Settlement] = []
@@ -245,16 +247,20 @@ class Wing:
         self.bell = Bell(self.books, Staff(), threading.Event())
         self.consumer = Consumer()
         self.bell.serve("q", self.consumer)  # type: ignore[arg-type]
-        self.wings = Wings(self.books, self.bell)
+        self.wings = Wings(self.books, self.bell, 60_000)
         self.now_s = 1_000.0
         monkeypatch.setattr("workers.broker.wings.time", self)
 
     def monotonic(self) -> float:
         return self.now_s
 
-    def _cues(self, _: str) -> Cues:
+    def _cues(self, _: str) -> Cues | None:
+        self.asked += 1
         if self.away:
             raise BusUnavailable("away")
+        if self.none:
+            return None
+        self.as_it_opens()
         self.lines.append(Line())
         return self.lines[-1]
 
@@ -265,10 +271,6 @@ class Wing:
     def renew(self) -> int:
         with self.books.changed:
             return self.wings.renew()
-
-    def standby(self) -> int:
-        with self.books.changed:
-            return self.wings.standby()
 
     def give(self, job: str, ticket: int, queue: str = "q") -> None:
         self.lines[-1].said.put(Taken(job, ticket, Route(queue, "h", 1), "", b"", b"", 0))
@@ -298,9 +300,8 @@ def wing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wing]:
 
 
 def test_a_process_stands_by_under_a_ticket_that_is_open_for_two_beats(wing: Wing) -> None:
-    assert wing.standby() == 0, "no beat has said so yet"
     first = wing.renew()
-    assert wing.standby() == first > 0
+    assert first > 0
     assert wing.renew() == first, "beats may follow each other closely"
 
     tickets = [first]
@@ -317,16 +318,16 @@ def test_a_process_stands_by_under_a_ticket_that_is_open_for_two_beats(wing: Win
     assert wing.books.statement().held == [("late", tickets[1]), ("just so", tickets[2])]
 
 
-def test_who_holds_something_or_is_quiet_does_not_stand_by(wing: Wing) -> None:
+def test_threads_wait_elsewhere_while_others_are_at_work_or_the_worker_is_quiet(wing: Wing) -> None:
     ticket = wing.renew()
     wing.give("1", ticket)
     wait_until(lambda: wing.consumer.brought == ["1"], "the job")
 
-    assert (wing.standby(), wing.renew(), wing.wings.open_to) == (0, 0, False)
+    assert (wing.renew(), wing.wings.open_to) == (ticket, False), "the store knows that it holds something"
     wing.books.settle("q", Settlement("1", ticket, "ack"))
-    assert (wing.standby(), wing.renew(), wing.wings.open_to) == (ticket, ticket, True)
+    assert (wing.renew(), wing.wings.open_to) == (ticket, True)
     wing.books.quiet = True
-    assert (wing.standby(), wing.renew(), wing.wings.open_to) == (0, 0, False)
+    assert (wing.renew(), wing.wings.open_to) == (0, False)
     assert wing.books.statement().unanswered == []
 
 
@@ -347,7 +348,7 @@ def test_nobody_stands_by_where_no_thread_waits(wing: Wing) -> None:
     wing.wings.close()
     wait_until(lambda: not wing.wings._waits, "the thread to leave")  # noqa: SLF001 - as above
 
-    assert (wing.lines[0].closed, wing.standby(), wing.renew()) == (True, 0, 0)
+    assert (wing.lines[0].closed, wing.renew()) == (True, 0)
     assert wing.books.statement().unanswered == []
     wing.wings.open()
     assert len(wing.lines) == 2
@@ -372,10 +373,78 @@ def test_a_link_that_breaks_is_made_anew_but_not_at_once(monkeypatch: pytest.Mon
     assert wing.lines[0].closed
 
 
-def test_what_a_thread_was_bringing_as_it_was_struck_goes_back(wing: Wing) -> None:
-    class Struck(BaseException):
-        pass
+def test_a_link_that_comes_after_the_end_is_closed_and_keeps_no_other_from_coming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wing = Wing(monkeypatch)
+    wing.as_it_opens = wing.wings.close
 
+    wing.wings.open()
+    assert (wing.lines[0].closed, wing.wings.open_to) == (True, False)
+    wing.as_it_opens = lambda: None
+    wing.wings.open()
+
+    assert (wing.lines[1].closed, wing.wings.open_to) == (False, True)
+    wing.wings.close()
+
+
+def test_where_nobody_can_stand_by_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    wing = Wing(monkeypatch)
+    wing.as_it_opens = lambda: None
+    wing.none = True
+    for _ in range(3):
+        wing.wings.open()
+        wing.now_s += 60
+
+    assert wing.asked == 1
+    wing.wings.close()
+    wing.wings.open()
+    assert wing.asked == 2, "another worker of this process asks for itself"
+
+
+def test_a_process_that_was_frozen_begins_nothing_that_may_be_another_ones_by_now(wing: Wing) -> None:
+    ticket = wing.renew()
+    wing.now_s += 61
+    wing.give("1", ticket)
+    wait_until(wing.lines[0].said.empty, "it to be heard")
+    wing.lines[0].call()
+    wait_until(wing.lines[0].said.empty, "the next look")
+
+    assert (wing.consumer.brought, wing.books.statement().held) == ([], [])
+
+
+class Struck(BaseException):
+    """What no thread expects."""
+
+
+@pytest.mark.parametrize("place", ["rooms.fill", "rooms.admit", "_hold", "receive_unasked"])
+def test_wherever_a_thread_is_struck_as_it_brings_a_job_the_books_are_right_afterwards(
+    wing: Wing, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """After that step, or before it: as an exception that a time limit raises in a thread."""
+    for before in (True, False):
+        owner = wing.books.rooms if place.startswith("rooms") else wing.books
+        name = place.rpartition(".")[2]
+        act = getattr(owner, name)
+
+        def struck(*args: object, before: bool = before, act: Callable[..., object] = act) -> object:
+            if not before:
+                act(*args)
+            raise Struck
+
+        ticket = wing.renew()
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, struck)
+            with pytest.raises(Struck):
+                wing.bell.bring(Taken("1", ticket, Route("q", "h", 1), "", b"", b"", 0))
+
+        assert wing.books.idle, "a place is taken for ever"
+        wing.books.exchange()
+        assert all((one.job, one.verdict) == ("1", "back") for one in wing.settled)
+        assert wing.books.statement().held == [], "it is named as held, and so nobody gets it back"
+
+
+def test_what_a_thread_was_bringing_as_it_was_struck_goes_back(wing: Wing) -> None:
     ticket = wing.renew()
     wing.consumer.breaks = Struck()
     thread = next(each for each in threading.enumerate() if each.name == "one who stands by")
@@ -387,17 +456,13 @@ def test_what_a_thread_was_bringing_as_it_was_struck_goes_back(wing: Wing) -> No
     assert wing.books.idle
     wing.books.exchange()
     assert [(one.job, one.verdict) for one in wing.settled] == [("1", "back")]
-    assert wing.standby() == 0
+    assert wing.renew() == 0
 
 
 def test_strikes_whenever_they_come_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each job is brought, goes back, or was never ours: then the ticket that is closed tells the store."""
     wing = Wing(monkeypatch)
     wing.wings.open()
-
-    class Struck(BaseException):
-        pass
-
     for number in range(200):
         job, over = f"job {number}", threading.Event()
 

@@ -159,22 +159,25 @@ class Bell:
 
     def bring(self, one: Taken) -> None:
         """Bring its consumer a job that the store has handed over. On a worker thread, which may be struck on its way."""
+        try:
+            refused = self._bring(one)
+        except BaseException:
+            self._books.mend(one.job)
+            raise
+        if refused:
+            self._pass_on(None)
+
+    def _bring(self, one: Taken) -> bool:
         books = self._books
         with books.lock:
             if not books.is_open(one.ticket):
-                return  # it goes back, or has gone already
+                return False  # it goes back, or has gone already
             waiters = {} if books.quiet else self._waiters.copy()
             kept, refused = books.receive_unasked(Woken(None, [one]), waiters)
             books.hand_back([(each.job, each.ticket) for each in refused])
-        if refused:
-            self._pass_on(None)
-            return
-        try:
+        if kept:
             waiters[one.route.queue].bring(kept)
-        except BaseException:
-            with books.lock:
-                books.hand_back_unbegun([one.job])
-            raise
+        return bool(refused)
 
     def _rang_in_vain(self, rang: str | None, waiters: Collection[str]) -> bool:
         """Ring, or say that nobody here has use for it. Under ``changed``."""

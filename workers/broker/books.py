@@ -75,8 +75,6 @@ class Books:
         """Whether it has stopped taking."""
         self.rooms = Rooms(staff, concurrency)
         """How much may be taken. Under ``changed``."""
-        self.standby: Callable[[], int] = lambda: 0
-        """The ticket under which it may be handed a job now, or 0. Under ``changed``."""
         self._settlements: list[Settlement] = []
         self._held: dict[str, _Holding] = {}
         self._open: dict[str, _Holding] = {}  # of those, what is not settled yet
@@ -205,10 +203,15 @@ class Books:
             self.close_one(job, settled=False)
             self._settlements.append(Settlement(job, ticket, "back"))
 
-    def hand_back_unbegun(self, jobs: Iterable[str]) -> None:
-        """Hand back those of these jobs that nobody has begun. Under ``changed``."""
-        of = [(job, self._open[job]) for job in jobs if job in self._open]
-        self.hand_back([(job, holding.ticket) for job, holding in of if holding.doer is None])
+    def mend(self, job: str) -> None:
+        """A thread was struck somewhere between receiving this job and passing it on: if nobody has begun it, it goes back."""
+        with self.lock:
+            in_hand = [*self._open.values(), *(holding for _, holding in self._astray.values())]
+            self.rooms.recount([(one.room, one.route) for one in in_hand])
+            holding = self._open.get(job)
+            if holding is not None and holding.doer is None:
+                self.hand_back([(job, holding.ticket)])
+                self.changed.notify_all()
 
     def close_one(self, job: str, *, settled: bool = True) -> None:
         """Nobody works on it any more, or ever will. Under ``changed``."""
@@ -253,13 +256,10 @@ class Books:
         with self.changed:
             settlements, self._settlements = self._settlements, []
             takes = [] if self.quiet else [self.take(wish, idle=self.idle) for wish in wishes]
-            standby = self.standby()
             others = len(self._held) > len(settlements)  # whose settling is on its way beside this
         try:
             answer = (
-                self.store().exchange(self.worker, settlements, takes, standby)
-                if settlements or takes
-                else Exchange([], [])
+                self.store().exchange(self.worker, settlements, takes) if settlements or takes else Exchange([], [])
             )
         except BusError:
             with self.changed:

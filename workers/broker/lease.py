@@ -62,7 +62,7 @@ class Lease:
         self._over_at = 0.0
         self._over = False
         self._bell = Bell(self.books, staff, self._due)
-        self.wings = Wings(self.books, self._bell)
+        self.wings = Wings(self.books, self._bell, lease_ms)
         self._bell.when_resting = self.wings.open
         self._keeper = Keeper(self.books, self._bell, self.wings, lease_ms, self._due)
         self._threads: tuple[threading.Thread, ...] = ()

@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from bus.store.base import Route
+
 __all__ = ["AHEAD_S", "Room", "Rooms", "Wish"]
 
 AHEAD_S = 0.05
@@ -191,7 +193,8 @@ class Rooms:
         """Whether that suspect was asked for and refused, though nothing is here: the store says otherwise (a settling is on
         its way, or a reply was lost). Until that is settled, or the next beat has told it, there is no use in asking again."""
         self._staff = staff
-        self._loads: Counter[str] = Counter()  # by handler, with what was promised to it
+        self._loads: Counter[str] = Counter()  # by handler
+        self._promised: Counter[str] = Counter()  # to those that have limits
 
     def of(self, handler: str) -> Room:
         """Where a handler's work goes."""
@@ -206,9 +209,16 @@ class Rooms:
 
     def clear(self) -> None:
         """Nothing is held any more."""
+        self.recount([])
+        self._promised.clear()
+
+    def recount(self, held: Iterable[tuple[Room, Route]]) -> None:
+        """This is what is held, and where: a thread may have been struck as it counted."""
         self.threads.clear()
         self.loop.clear()
         self._loads.clear()
+        for room, route in held:
+            self.fill(room, route.queue, route.handler)
 
     def load(self, queue: str) -> int:
         """How many jobs of a queue this process holds."""
@@ -271,7 +281,7 @@ class Rooms:
 
     def _left_for(self, handler: str, otherwise: int) -> int:
         limit = self._staff.limit_of(handler)
-        return otherwise if limit is None else limit - self._loads[handler]
+        return otherwise if limit is None else limit - self._loads[handler] - self._promised[handler]
 
     def admit(self, handler: str) -> Room | None:
         """Where a job may stay that came unasked (some time after it was asked for), if there is room for it."""
@@ -285,7 +295,7 @@ class Rooms:
             self.of(wish.handlers[0]).promise(sign * wish.limit)
             for handler, most in wish.limits:
                 if self._staff.limit_of(handler) is not None:
-                    self._loads[handler] += sign * most
+                    self._promised[handler] += sign * most
 
     def serve(self, wishes: Iterable[Wish]) -> None:
         """They were asked: now their queues stand at the end of the line."""

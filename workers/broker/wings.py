@@ -12,6 +12,7 @@ is known to be lost then, and goes back.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 from bus import BusError
@@ -24,6 +25,7 @@ __all__ = ["Wings"]
 RENEW_S = 0.9
 """How long a standing ticket is used at least: beats may follow each other closely."""
 RETRY_S = 5.0
+NEVER = float("-inf")
 
 log = logging.getLogger("callboard.workers")
 
@@ -31,29 +33,44 @@ log = logging.getLogger("callboard.workers")
 class Wings:
     """``open`` is for the bell's thread, ``wait`` for one worker thread at a time, the rest for any."""
 
-    def __init__(self, books: Books, bell: Bell) -> None:
+    def __init__(self, books: Books, bell: Bell, lease_ms: int) -> None:
         self._books = books
         self._bell = bell
+        self._lease_s = lease_ms / 1000
         self._cues: Cues | None = None
+        self._changing = threading.Lock()
+        self._closings = 0
         self._waits = False
         self._standing: list[int] = []
-        self._renewed_at = self._opened_at = float("-inf")
-        books.standby = self.standby
+        self._renewed_at = NEVER
+        self._open_again_at = NEVER
 
     def open(self) -> None:
         """Have the store know where we hear. Nothing to do where that is so, or was in vain not long ago. Blocks for a round trip."""
-        now = time.monotonic()
-        if self._cues is None and now - self._opened_at >= RETRY_S:
-            self._opened_at = now
-            try:
-                self._cues = self._books.store().cues(self._books.worker)
-            except BusError as error:
-                log.debug("no thread can stand by, so jobs take the way over the bell: %s", error)
+        now, closings = time.monotonic(), self._closings
+        if self._cues is not None or now < self._open_again_at:
+            return
+        self._open_again_at = now + RETRY_S
+        try:
+            cues = self._books.store().cues(self._books.worker)
+        except BusError as error:
+            log.debug("no thread can stand by, so jobs take the way over the bell: %s", error)
+            return
+        if cues is None:
+            self._open_again_at = -NEVER
+            return
+        with self._changing:
+            if closings == self._closings:
+                self._cues = cues
+                return
+        cues.close()  # it took so long that its worker has ended
 
     def close(self) -> None:
         """Hang up, and call whoever waits. Safe twice; usable again."""
-        cues, self._cues = self._cues, None
-        self._opened_at = float("-inf")
+        with self._changing:
+            cues, self._cues = self._cues, None
+            self._closings += 1
+            self._open_again_at = NEVER
         if cues is not None:
             cues.close()
 
@@ -75,8 +92,8 @@ class Wings:
         self._waits = True
         try:
             taken = cues.hear(timeout_s)
-            if taken is not None:
-                self._bell.bring(taken)
+            if taken is not None and time.monotonic() < self._renewed_at + self._lease_s:
+                self._bell.bring(taken)  # otherwise we may have been frozen, and it is another one's by now
         except BusError as error:
             log.debug("a thread stands by no longer: %s", error)
             if self._cues is cues:
@@ -94,13 +111,8 @@ class Wings:
 
     # -- the standing ticket -------------------------------------------------------------------------------------------
 
-    def standby(self) -> int:
-        """The ticket under which this process may be handed a job now, or 0. Under ``changed``."""
-        books = self._books
-        return self._standing[-1] if self._standing and self._waits and books.idle and not books.quiet else 0
-
     def renew(self) -> int:
-        """As :meth:`standby`, at a beat. Under ``changed``."""
+        """The ticket under which this process stands by from this beat on, or 0. Under ``changed``."""
         now = time.monotonic()
         if not self._waits or self._books.quiet:
             self._give_up(0)  # nobody would hear it
@@ -108,7 +120,7 @@ class Wings:
             self._renewed_at = now
             self._standing.append(self._books.open_ticket())
             self._give_up(2)
-        return self.standby()
+        return self._standing[-1] if self._standing else 0
 
     def _give_up(self, all_but: int) -> None:
         """What still comes under an older ticket is not ours."""

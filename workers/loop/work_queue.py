@@ -65,34 +65,40 @@ class WorkQueue(PriorityQueue[Any]):
         """As its base's."""
         if timeout is not None and timeout < 0:
             raise ValueError("'timeout' must be a non-negative number")
-        with self.mutex:
-            if self.queue:
-                return heappop(self.queue)
-            if not block:
-                raise Empty
-            me = self._join()
+        me: _Waiting | None = None
         try:
+            with self.mutex:
+                if self.queue:
+                    return heappop(self.queue)
+                if not block:
+                    raise Empty  # noqa: TRY301 - nothing was begun yet
+                me = self._comer()
+                self._join(me)
             if me.wait(timeout):
                 return me.item
             with self.mutex:
                 self._leave(me)
         except BaseException:  # a time limit that strikes late ends the thread, and must not take an item along
-            with self.mutex:
-                self._leave(me)
-                if me.item is not _NOTHING:
-                    self._serve(me.item)
+            if me is not None:
+                with self.mutex:
+                    self._leave(me)
+                    if me.item is not _NOTHING:
+                        self._serve(me.item)
             raise
         if me.item is _NOTHING:
             raise Empty
         return me.item
 
-    def _join(self) -> _Waiting:
-        """Who waits, and where. Under ``mutex``."""
-        if self._standing is None and self._standby.open_to:
-            self._standing = standing = _Standing(self._standby)
-            return standing
-        self._waiting.append(waiting := _Waiting())
-        return waiting
+    def _comer(self) -> _Waiting:
+        """Who is to wait, and where. Under ``mutex``."""
+        return _Standing(self._standby) if self._standing is None and self._standby.open_to else _Waiting()
+
+    def _join(self, one: _Waiting) -> None:
+        """Let it wait. Under ``mutex``."""
+        if isinstance(one, _Standing):
+            self._standing = one
+        else:
+            self._waiting.append(one)
 
     def _leave(self, one: _Waiting) -> None:
         """Let it wait no more. Safe where it was served already. Under ``mutex``."""

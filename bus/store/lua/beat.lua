@@ -4,8 +4,7 @@
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms (0: the worker leaves and hands all back; no sweep), 3 its last ticket and after it those whose
 --       answers are on their way, 4 leases that may run out under a job, 5 retention of dead letters ms, 6 queue|handler of
---       all that it serves, 7 whether it is stopping (1 or 0), 8 the ticket under which it stands by if it
---       holds nothing, or 0, then the jobs that it holds, each as
+--       all that it serves, 7 whether it is stopping (1 or 0), 8 the ticket under which it stands by, or 0, then the jobs that it holds, each as
 --       job|ticket. What is several is separated by spaces
 -- Answer {ms until the next delayed work or -1, recovered, handed back, 1 if the store did not know the worker else 0, of the
 --         recovered: those that were buried}
@@ -76,7 +75,11 @@ if lease == 0 then
 end
 local forgotten = call('ZADD', P .. 'workers', now + lease, worker)
 call('HSET', P .. 'serves', worker, ARGV[6])
-if not stand_by(worker, ARGV[8]) then call('HDEL', P .. 'standby', worker) end
+if ARGV[8] == '0' then
+  call('HDEL', P .. 'standby', worker)
+else
+  call('HSET', P .. 'standby', worker, string.format('%016d', ARGV[8]) .. ' ' .. ARGV[6] .. ' ')
+end
 call(ARGV[7] == '1' and 'SADD' or 'SREM', P .. 'stopping', worker)
 
 -- 2. Time in which nobody could beat does not count: the server was away or hung, its workers were not. But only one who

@@ -21,7 +21,7 @@ while ARGV[at] do
     take_fresh(tray)
     pass_rings_on(tray)
   end
-  answers[#answers + 1] = answer_of(tray, worker)
+  answers[#answers + 1] = answer_of(tray, P .. 'held:' .. worker)
   at = last + 1
 end
 ring_all()

@@ -10,9 +10,8 @@
 --
 -- KEYS  1 prefix
 -- ARGV  1 worker, 2 lease ms for a worker that has none yet, 3 how many suspects are taken together
---       that lost 2, 3, or more leases, separated by spaces, 4 how long a worker makes room for one at first (ms), 5 the ticket
---       under which it stands by if it holds nothing after this, or 0, 6 number of settlements, then each:
---       job|ticket|verdict|delay ms|notes;
+--       that lost 2, 3, or more leases, separated by spaces, 4 how long a worker makes room for one at first (ms), 5 number
+--       of settlements, then each: job|ticket|verdict|delay ms|notes;
 --       then for each take: ticket, limit, queue, whether the worker holds nothing by its own books (1 or 0), number of
 --       handlers, then for each its name and how many of it at the most
 -- Answer {for each settlement: 1, or 0 where the worker does not hold that job under that ticket},
@@ -250,16 +249,15 @@ local function take(ticket, room, queue, idle, first, last)
   pass_rings_on(tray)
   if tray.alone then pass_suspects_on(tray) end
   if #tray.jobs > 0 or tray.apart then call('ZADD', P .. 'workers', 'NX', now() + lease, worker) end
-  return answer_of(tray, worker)
+  return answer_of(tray, held)
 end
 
-local at = 7 + tonumber(ARGV[6])
-local answers = { settle_all(7, at - 1) }
+local at = 6 + tonumber(ARGV[5])
+local answers = { settle_all(6, at - 1) }
 while ARGV[at] do
   local last = at + 4 + 2 * tonumber(ARGV[at + 4])
   answers[#answers + 1] = take(ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3] == '1', at + 5, last)
   at = last + 1
 end
-stand_by(worker, ARGV[5])
 ring_all()
 return answers

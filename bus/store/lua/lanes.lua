@@ -26,8 +26,9 @@
 --   paused                       set     queue or queue|handler: nothing of it is taken
 --   wake:name                    list    at most one token; workers block on it
 --   standby                      hash    worker -> ticket in 16 digits, and queue|handler of all that it takes work for, each after
---                                a space and before one: it holds nothing, and a thread of it waits for its cue
---   cue:worker                   channel on which that thread hears: ticket|job|prio|queue|handler|key, newline, body
+--                                a space and before one: a thread of it waits for its cue, which it is given while it
+--                                holds nothing
+--   cue:worker                   channel on which that thread hears: ticket|job|prio|queue|handler|length of the key|key, body
 --   due                          zset    ms -> job|kind|prio|queue|handler|key, kind J for a job, L for a lane that its
 --                                head holds; job in 16 digits, so that the older is first among what is due at once
 --   pending                      hash    queue|handler -> unfinished jobs

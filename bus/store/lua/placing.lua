@@ -8,31 +8,31 @@ local function due_at(due, now)
   return 0
 end
 
--- A worker that stands by is handed a new job at once, without a ring and a take: it has the job's bytes before whoever published
--- has an answer. Only where nothing is ready before it, and nobody has to be asked whether it may be taken. Answers whether
--- somebody has it. A worker whose thread does not hear (any more) has died, or lost its connection.
-local nobody_stands_by = false
+-- A worker that stands by and holds nothing is handed a new job at once, without a ring and a take: it has the job's bytes before
+-- whoever published has an answer. Only where nothing is ready before it, and nobody has to be asked whether it may be taken.
+-- Answers whether somebody has it. A worker that does not hear (any more) has died, or lost its connection. Where nobody was
+-- found once, a batch does not look again.
+local in_vain = {}
 local function give_cue(prio, queue, handler, key, job, body)
-  local some = nobody_stands_by and {} or call('HRANDFIELD', P .. 'standby', 3, 'WITHVALUES')
-  nobody_stands_by = #some == 0
-  if nobody_stands_by then return false end
   local name = queue .. '|' .. handler
-  local ready = P .. 'ready:' .. name
-  if call('EXISTS', ready .. '|0', ready .. '|1', ready .. '|2', P .. 'suspects', P .. 'apart', P .. 'paused') > 0 then
-    return false
-  end
-  local route = '|' .. prio .. '|' .. name .. '|' .. key
+  if in_vain[name] then return false end
+  local some, ready = call('HRANDFIELD', P .. 'standby', 3, 'WITHVALUES'), P .. 'ready:' .. name
+  local route = '|' .. prio .. '|' .. name .. '|'
   for i = 1, #some, 2 do
     local worker, entry = some[i], some[i + 1]
     if string.find(entry, ' ' .. name .. ' ', 1, true) then
-      local ticket = string.sub(entry, 1, 16)
-      call('HDEL', P .. 'standby', worker)
-      if call('PUBLISH', P .. 'cue:' .. worker, ticket .. '|' .. job .. route .. '\n' .. body) > 0 then
-        call('HSET', P .. 'held:' .. worker, job, ticket .. '|1' .. route)
-        return true
+      local held, ticket = P .. 'held:' .. worker, string.sub(entry, 1, 16)
+      local obstacles = call('EXISTS', held, ready .. '|0', ready .. '|1', ready .. '|2', P .. 'suspects', P .. 'apart', P .. 'paused')
+      if obstacles == 0 then
+        if call('PUBLISH', P .. 'cue:' .. worker, ticket .. '|' .. job .. route .. #key .. '|' .. key .. body) > 0 then
+          call('HSET', held, job, ticket .. '|1' .. route .. key)
+          return true
+        end
+        call('HDEL', P .. 'standby', worker)
       end
     end
   end
+  in_vain[name] = true
   return false
 end
 

@@ -78,19 +78,11 @@ local function pass_rings_on(tray)
   end
 end
 
--- A worker stands by only while it holds nothing: the next new job that it serves is handed to it then, under this ticket.
-local function stand_by(worker, ticket)
-  local serves = ticket ~= '0' and call('EXISTS', P .. 'held:' .. worker) == 0 and call('HGET', P .. 'serves', worker)
-  if serves then call('HSET', P .. 'standby', worker, string.format('%016d', ticket) .. ' ' .. serves .. ' ') end
-  return serves
-end
-
 -- The jobs are the worker's from now on, in its books.
-local function answer_of(tray, worker)
+local function answer_of(tray, books)
   local answer, jobs, from = { tray.apart or '' }, tray.jobs, tray.from
   if #jobs == 0 then return answer end
-  hset_all(P .. 'held:' .. worker, tray.records)
-  call('HDEL', P .. 'standby', worker)
+  hset_all(books, tray.records)
   local lost, told = is_any_lost() and values_of('lost', jobs) or {}, values_of('jobs', places_of(jobs))
   for i, job in ipairs(jobs) do
     answer[#answer + 1] = job .. '|' .. from[i][1] .. '|' .. (lost[i] or '0') .. '|' .. from[i][2] .. '|' .. from[i][3]

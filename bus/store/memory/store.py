@@ -207,13 +207,7 @@ class MemoryStore:
             self._queues.add(job.route, job.key, job.body, _due_ms(job.due, now), now)
             return True
 
-    def exchange(
-        self,
-        worker: str,
-        settlements: Sequence[Settlement],
-        takes: Sequence[Take],
-        standby: int = 0,  # noqa: ARG002 - nobody stands by here
-    ) -> Exchange:
+    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
         with self._lock:
             now = self._clock.now_ms()
             settled = [self._queues.settle(worker, settlement, now) for settlement in settlements]
@@ -235,7 +229,7 @@ class MemoryStore:
         serves: Sequence[str] = (),
         unanswered: Sequence[int] = (),
         stopping: bool = False,
-        standby: int = 0,  # noqa: ARG002 - as above
+        standby: int = 0,  # noqa: ARG002 - nobody does here
     ) -> Beat:
         with self._lock:
             now = self._clock.now_ms()

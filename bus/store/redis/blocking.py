@@ -148,13 +148,11 @@ class RedisStore:
     def enqueue(self, job: Job, window_ms: int) -> bool:
         return self._run(scripts.enqueue(job, window_ms))
 
-    def exchange(
-        self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take], standby: int = 0
-    ) -> Exchange:
+    def exchange(self, worker: str, settlements: Sequence[Settlement], takes: Sequence[Take]) -> Exchange:
         wishes = [wish for wish in takes if wish.limit > 0 and wish.handlers]
         if not settlements and not wishes:
             return Exchange([], [])
-        return self._run(scripts.exchange(worker, self._lease_ms, *self._suspects, settlements, wishes, standby))
+        return self._run(scripts.exchange(worker, self._lease_ms, *self._suspects, settlements, wishes))
 
     def beat(
         self,

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import hiredis
+import redis
 
 from bus.errors import BusUnavailable
 from bus.store.base import Cues, Taken
@@ -27,14 +28,15 @@ LEAVE_S = 1.0
 
 
 def cues(connection: Any, channel: str) -> Cues | None:
-    """Subscribe a connection of redis-py's. Raises its errors; ``None`` where its bytes cannot be waited for together with a call."""
-    connection.connect()
-    sock = connection._sock  # noqa: SLF001 - what a connection is, and there is no other door to it
-    if type(sock) is not socket.socket or not hasattr(select, "poll"):
-        connection.disconnect()
+    """Subscribe a connection of redis-py's. Raises its errors.
+
+    ``None`` where its bytes cannot be waited for together with a call: TLS has records of its own, some systems no ``poll``.
+    """
+    if isinstance(connection, redis.SSLConnection) or not hasattr(select, "poll"):
         return None
+    connection.connect()
     try:
-        return _Channel(connection, sock, channel)
+        return _Channel(connection, connection._sock, channel)  # noqa: SLF001 - what it is, and there is no other door to it
     except BaseException:
         connection.disconnect()
         raise
@@ -45,7 +47,7 @@ class _Channel:
         self._connection = connection
         self._socket = sock
         self._said = hiredis.Reader(replyError=refusal, errors="replace")
-        self._closed = False
+        self._closed = self._broken = False
         self._inside = threading.Lock()
         self._outside = threading.Lock()
         sock.sendall(pack([("SUBSCRIBE", channel)]))
@@ -66,10 +68,15 @@ class _Channel:
         with self._inside:
             if self._closed:
                 raise BusUnavailable("the worker's channel is closed")
+            if self._broken:
+                raise BusUnavailable("the worker's channel broke")
             try:
                 return self._hear(timeout_s)
-            except (OSError, hiredis.ProtocolError) as error:
-                raise BusUnavailable("the worker's channel broke") from error
+            except BaseException as error:  # a thread that was struck here may have lost a part of what came
+                self._broken = True
+                if isinstance(error, OSError | ValueError | hiredis.ProtocolError):
+                    raise BusUnavailable("the worker's channel broke") from error
+                raise
 
     def _hear(self, timeout_s: float | None) -> Taken | None:
         if (said := self._said.gets()) is False:  # two may have come at once
@@ -79,7 +86,12 @@ class _Channel:
                 else:
                     self._listen()
             said = self._said.gets()
-        return None if said is False else cue(said[2])
+        match said:
+            case False:
+                return None
+            case [b"message", _, bytes(data)]:
+                return cue(data)
+        raise ValueError("this is no message")
 
     def _listen(self) -> None:
         heard = self._socket.recv(CHUNK)

@@ -233,7 +233,6 @@ def exchange(
     patience_ms: int,
     settlements: Sequence[Settlement],
     takes: Sequence[Take],
-    standby: int = 0,
 ) -> Call[Exchange]:
     """See :meth:`bus.store.base.Store.exchange`."""
 
@@ -242,7 +241,7 @@ def exchange(
         return Exchange(_each(answer[0]), _all_taken(takes, answer), aparts[0].decode() if aparts else "")
 
     # One argument for a settlement: writing arguments and reading answers is what Python does most while it drains a queue.
-    arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), patience_ms, standby, len(settlements)]
+    arguments: list[Argument] = [worker, lease_ms, " ".join(map(str, company)), patience_ms, len(settlements)]
     arguments += [b"%s|%d|%s|%d|%s" % (s[0].encode(), s[1], s[2].encode(), s[3], s[4]) for s in settlements]
     for wish in takes:
         most = wish.most or (wish.limit,) * len(wish.handlers)
@@ -275,9 +274,10 @@ def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
 
 
 def cue(said: bytes) -> Taken:
-    """What a worker that stands by is handed (see ``placing.lua``)."""
-    head, _, body = said.partition(b"\n")
-    ticket, job, priority, queue, handler, key = head.decode().split("|", 5)
+    """What a worker that stands by is handed (see ``placing.lua``). Raises ``ValueError`` for what is nothing of the kind."""
+    *head, rest = said.split(b"|", 6)
+    ticket, job, priority, queue, handler, size = (part.decode() for part in head)
+    key, body = rest[: int(size)].decode(), rest[int(size) :]
     return Taken(job, int(ticket), _shared_route(queue, handler, priority), key, body, b"", 0)
 
 
