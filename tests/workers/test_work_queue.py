@@ -45,6 +45,8 @@ class Door:
     def __init__(self, *, open_to: bool = True) -> None:
         self.open_to = open_to
         self.waits = 0
+        self.gate = threading.Event()
+        self.gate.set()
         self.queue: WorkQueue | None = None
         self._given: Queue[Item | None] = Queue()
 
@@ -53,6 +55,7 @@ class Door:
             return False
         self.waits += 1
         try:
+            self.gate.wait(10)
             item = self._given.get(timeout=timeout_s)
         except Empty:
             return True
@@ -220,9 +223,10 @@ def threads_that_wait(queue: WorkQueue, door: Door, many: int, got: dict[str, An
             return
 
     threads = [threading.Thread(target=work, name=f"getter {n}") for n in range(many)]
+    already = door.waits + len(queue._waiting)  # noqa: SLF001 - there is no other door to it
     for n, thread in enumerate(threads):
         thread.start()
-        wait_until(lambda: door.waits + len(queue._waiting) > n, "it waits")  # noqa: B023, SLF001 - there is no other door to it
+        wait_until(lambda: door.waits + len(queue._waiting) > already + n, "it waits")  # noqa: B023, SLF001 - there is no other door to it
     yield
     for thread in threads:
         thread.join(10)
@@ -255,6 +259,22 @@ def test_the_one_that_stands_by_is_left_there_while_another_waits() -> None:
         queue.put(Item(0, "second"))
 
     assert got["getter 0"] == "second"
+
+
+def test_the_call_is_heard_by_the_one_that_is_served_though_it_was_not_listening_yet() -> None:
+    door, got = Door(), dict[str, Any]()
+    queue = with_door(door)
+    door.gate.clear()
+
+    with threads_that_wait(queue, door, 1, got):
+        queue.put(Item(0, "first"))
+        with threads_that_wait(queue, door, 1, other := dict[str, Any]()):
+            assert door.waits == 1, "the call could be taken for that one's"
+            door.gate.set()
+            wait_until(lambda: got == {"getter 0": "first"}, "it to come back")
+            queue.put(Item(0, "second"))
+
+    assert other == {"getter 0": "second"}
 
 
 def test_what_runs_elsewhere_leaves_the_one_that_stands_by_where_it_is() -> None:

@@ -74,10 +74,9 @@ class WorkQueue(PriorityQueue[Any]):
                     raise Empty  # noqa: TRY301 - nothing was begun yet
                 me = self._comer()
                 self._join(me)
-            if me.wait(timeout):
-                return me.item
-            with self.mutex:
-                self._leave(me)
+            if not me.wait(timeout) or me is self._standing:
+                with self.mutex:
+                    self._leave(me)
         except BaseException:  # a time limit that strikes late ends the thread, and must not take an item along
             if me is not None:
                 with self.mutex:
@@ -110,9 +109,8 @@ class WorkQueue(PriorityQueue[Any]):
     def _serve(self, item: Any) -> None:
         """Hand it to whoever waits, or keep it. Under ``mutex``."""
         standing = self._standing
-        if standing is not None and (standing.puts or not self._waiting):
-            self._standing = None
-            standing.serve(item)
+        if standing is not None and standing.item is _NOTHING and (standing.puts or not self._waiting):
+            standing.serve(item)  # and nobody takes its place before it has left it, or the call would be for that one
         elif self._waiting:
             self._waiting.pop().serve(item)
         else:
