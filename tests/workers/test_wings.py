@@ -417,7 +417,7 @@ class Struck(BaseException):
     """What no thread expects."""
 
 
-@pytest.mark.parametrize("place", ["rooms.fill", "rooms.admit", "_hold", "receive_unasked"])
+@pytest.mark.parametrize("place", ["rooms.fill", "rooms.admit", "_hold", "receive_one"])
 def test_wherever_a_thread_is_struck_as_it_brings_a_job_the_books_are_right_afterwards(
     wing: Wing, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

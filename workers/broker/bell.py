@@ -172,12 +172,13 @@ class Bell:
         with books.lock:
             if not books.is_open(one.ticket):
                 return False  # it goes back, or has gone already
-            waiters = {} if books.quiet else self._waiters.copy()
-            kept, refused = books.receive_unasked(Woken(None, [one]), waiters)
-            books.hand_back([(each.job, each.ticket) for each in refused])
-        if kept:
-            waiters[one.route.queue].bring(kept)
-        return bool(refused)
+            waiter = None if books.quiet else self._waiters.get(one.route.queue)
+            stays = books.receive_one(one, wanted=waiter is not None)
+            if not stays:
+                books.hand_back([(one.job, one.ticket)])
+        if stays and waiter is not None:
+            waiter.bring([one])
+        return not stays
 
     def _rang_in_vain(self, rang: str | None, waiters: Collection[str]) -> bool:
         """Ring, or say that nobody here has use for it. Under ``changed``."""

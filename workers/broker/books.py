@@ -346,13 +346,17 @@ class Books:
         """As :meth:`receive`, some time after it was asked for: what may stay, and what has no place (any more)."""
         kept: list[Taken] = []
         refused: list[Taken] = []
-        now = time.monotonic()
         for taken in answer.taken:
-            queue, handler, _ = taken.route
-            room = self.rooms.admit(handler) if queue in queues else None
-            (refused if room is None else kept).append(taken)
-            self._hold(taken, room or self.rooms.of(handler), now)
+            stays = self.receive_one(taken, wanted=taken.route.queue in queues)
+            (kept if stays else refused).append(taken)
         return kept, refused
+
+    def receive_one(self, taken: Taken, *, wanted: bool) -> bool:
+        """Note it, and return whether it may stay: somebody wants it, and there is room."""
+        handler = taken.route.handler
+        room = self.rooms.admit(handler) if wanted else None
+        self._hold(taken, room or self.rooms.of(handler), time.monotonic())
+        return room is not None
 
     def statement(self) -> Statement:
         """What the next beat tells the store. Under ``changed``."""

@@ -86,12 +86,11 @@ class _Channel:
                 else:
                     self._listen()
             said = self._said.gets()
-        match said:
-            case False:
-                return None
-            case [b"message", _, bytes(data)]:
-                return cue(data)
-        raise ValueError("this is no message")
+        if said is False:
+            return None
+        if isinstance(said, Exception) or said[0] != b"message":
+            raise ValueError("this is no message")
+        return cue(said[2])
 
     def _listen(self) -> None:
         heard = self._socket.recv(CHUNK)

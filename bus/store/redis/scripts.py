@@ -275,10 +275,16 @@ def _taken(wish: Take, head: bytes, body: bytes, notes: bytes) -> Taken:
 
 def cue(said: bytes) -> Taken:
     """What a worker that stands by is handed (see ``placing.lua``). Raises ``ValueError`` for what is nothing of the kind."""
-    *head, rest = said.split(b"|", 6)
-    ticket, job, priority, queue, handler, size = (part.decode() for part in head)
-    key, body = rest[: int(size)].decode(), rest[int(size) :]
-    return Taken(job, int(ticket), _shared_route(queue, handler, priority), key, body, b"", 0)
+    ticket, job, priority, queue, handler, length, rest = said.split(b"|", 6)
+    end = int(length)
+    return Taken(
+        job.decode(), int(ticket), _route_of(queue, handler, priority), rest[:end].decode(), rest[end:], b"", 0
+    )
+
+
+@lru_cache(maxsize=1_024)
+def _route_of(queue: bytes, handler: bytes, priority: bytes) -> Route:
+    return _shared_route(queue.decode(), handler.decode(), priority.decode())
 
 
 @lru_cache(maxsize=1_024)
