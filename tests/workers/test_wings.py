@@ -427,9 +427,9 @@ def test_wherever_a_thread_is_struck_as_it_brings_a_job_the_books_are_right_afte
         name = place.rpartition(".")[2]
         act = getattr(owner, name)
 
-        def struck(*args: object, before: bool = before, act: Callable[..., object] = act) -> object:
+        def struck(*args: object, before: bool = before, act: Callable[..., object] = act, **more: object) -> object:
             if not before:
-                act(*args)
+                act(*args, **more)
             raise Struck
 
         ticket = wing.renew()
