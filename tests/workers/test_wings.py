@@ -405,6 +405,7 @@ def test_where_nobody_can_stand_by_nothing_is_tried_again(monkeypatch: pytest.Mo
 def test_a_process_that_was_frozen_begins_nothing_that_may_be_another_ones_by_now(wing: Wing) -> None:
     ticket = wing.renew()
     wing.now_s += 61
+    assert wing.renew() > ticket, "the keeper woke up first"
     wing.give("1", ticket)
     wait_until(wing.lines[0].said.empty, "it to be heard")
     wing.lines[0].call()

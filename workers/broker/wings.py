@@ -41,8 +41,7 @@ class Wings:
         self._changing = threading.Lock()
         self._closings = 0
         self._waits = False
-        self._standing: list[int] = []
-        self._renewed_at = NEVER
+        self._standing: dict[int, float] = {}  # each ticket with the time from which it is used, oldest first
         self._open_again_at = NEVER
 
     def open(self) -> None:
@@ -92,8 +91,8 @@ class Wings:
         self._waits = True
         try:
             taken = cues.hear(timeout_s)
-            if taken is not None and time.monotonic() < self._renewed_at + self._lease_s:
-                self._bell.bring(taken)  # otherwise we may have been frozen, and it is another one's by now
+            if taken is not None and self._is_fresh(taken.ticket):
+                self._bell.bring(taken)
         except BusError as error:
             log.debug("a thread stands by no longer: %s", error)
             if self._cues is cues:
@@ -113,16 +112,24 @@ class Wings:
 
     def renew(self) -> int:
         """The ticket under which this process stands by from this beat on, or 0. Under ``changed``."""
-        now = time.monotonic()
+        now, newest = time.monotonic(), next(reversed(self._standing), 0)
         if not self._waits or self._books.quiet:
             self._give_up(0)  # nobody would hear it
-        elif now - self._renewed_at >= RENEW_S or not self._standing:
-            self._renewed_at = now
-            self._standing.append(self._books.open_ticket())
+            return 0
+        if not newest or now - self._standing[newest] >= RENEW_S:
+            newest = self._books.open_ticket()
+            self._standing[newest] = now
             self._give_up(2)
-        return self._standing[-1] if self._standing else 0
+        return newest
+
+    def _is_fresh(self, ticket: int) -> bool:
+        """Whether what comes under it is ours. Otherwise we may have been frozen, and it is another worker's by now."""
+        used_since = self._standing.get(ticket)
+        return used_since is not None and time.monotonic() < used_since + self._lease_s
 
     def _give_up(self, all_but: int) -> None:
         """What still comes under an older ticket is not ours."""
         while len(self._standing) > all_but:
-            self._books.close_ticket(self._standing.pop(0))
+            oldest = next(iter(self._standing))
+            del self._standing[oldest]
+            self._books.close_ticket(oldest)
