@@ -88,7 +88,7 @@ class _Channel:
             said = self._said.gets()
         if said is False:
             return None
-        if isinstance(said, Exception) or said[0] != b"message":
+        if not isinstance(said, list) or said[:1] != [b"message"]:
             raise ValueError("this is no message")
         return cue(said[2])
 
