@@ -431,16 +431,19 @@ def test_a_thread_that_is_struck_as_it_hears_leaves_nothing_that_could_be_misrea
 
     worker = idle()
     ends: list[str] = []
+    hears = threading.Event()
 
     def hear() -> None:
         try:
             while True:
+                hears.set()
                 worker.cues.hear(0.001)
         except Struck:
             ends.append("struck")
 
     thread = threading.Thread(target=hear, name="hearer")
     thread.start()
+    assert hears.wait(SOON_S)
     raise_thread_exception(thread.ident, Struck)
     thread.join(SOON_S)
 
