@@ -271,6 +271,35 @@ def test_nothing_is_handed_over_while_there_are_suspects(store: RedisStore, idle
     assert ready(store) == [b"1"]
 
 
+def test_nothing_is_handed_to_a_worker_beside_a_suspect_that_may_run_still(
+    store: RedisStore, idle: Callable[..., Idle]
+) -> None:
+    enqueue(store, b"suspect")
+    for _ in range(4):
+        doomed = Worker(store, "doomed")
+        doomed.beat(lease_ms=1)
+        store.exchange("doomed", (), [doomed.wish()._replace(idle=True)])
+        until(lambda: Worker(store, "w9").beat().recovered, "a lease that ran out")
+    worker = idle()
+    worker.beat()
+    answer = store.exchange("w1", (), [worker.wish()._replace(idle=True)])
+    assert answer.apart == "q|h"
+    worker.stand_by(*answer.taken)
+    store.flush("q")  # strikes it out of the books, and not out of the worker's hands
+
+    enqueue(store, b"1")
+
+    assert worker.hears_nothing()
+
+
+def test_a_batch_looks_once_for_a_worker_that_stands_by(store: RedisStore, server: Server) -> None:
+    with server.client() as client:
+        client.config_resetstat()
+        append(store, batch(*(post(b"1", jobs=[(Route("q", "h", 1), "")]) for _ in range(10))))
+
+        assert client.info("commandstats")["cmdstat_hrandfield"]["calls"] == 1
+
+
 @pytest.mark.parametrize("way", ["exchange", "wait", "beat"])
 def test_a_worker_that_holds_something_is_handed_nothing_until_that_is_settled(
     store: RedisStore, idle: Callable[..., Idle], way: str
@@ -405,6 +434,8 @@ def test_a_server_that_hangs_up_is_told(store: RedisStore, idle: Callable[..., I
     enqueue(store, b"1")
 
     assert ready(store) == [b"1"], "nobody hears, so it takes the usual way"
+    with server.client() as client:
+        assert client.hkeys(f"{store.prefix}standby") == [], "who does not hear is looked at again and again"
     with pytest.raises(BusUnavailable, match="broke"):
         worker.cues.hear(SOON_S)
 
