@@ -499,3 +499,13 @@ def test_strikes_whenever_they_come_lose_nothing(monkeypatch: pytest.MonkeyPatch
         wing.consumer.brought.clear()
         wing.settled.clear()
     wing.wings.close()
+
+
+def test_a_ticket_that_is_closed_as_its_job_is_brought_brings_nothing(wing: Wing) -> None:
+    with wing.books.changed:
+        ticket = wing.books.open_ticket()
+        wing.books.close_ticket(ticket)
+
+    wing.bell.bring(Taken("1", ticket, Route("q", "h", 1), "", b"", b"", 0))
+
+    assert (wing.consumer.brought, wing.books.statement().held, wing.books.idle) == ([], [], True)
