@@ -23,6 +23,7 @@ from bus.bindings import Binding
 from bus.errors import BusUnavailable, InvalidSettings, UnsafeServer
 from bus.store.base import Announced, Ended, Job, Route, Stale, Whisper
 from bus.store.redis import RedisStore, blocking
+from bus.store.redis.wire import AHEAD, pack
 from bus.testing import QUEUE_CHECKS
 from bus.testing.log_checks import LOG_CHECKS
 from bus.testing.store_checks import (
@@ -81,6 +82,19 @@ def commands_seen(server: Server) -> Iterator[list[str]]:
                     seen.append(str(said["command"]).partition(" ")[0].upper())
 
 
+@pytest.fixture
+def always_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No silence is long."""
+    monkeypatch.setattr("bus.store.redis.pipe.WARM_S", 1e9)
+
+
+@pytest.fixture
+def always_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every silence is long."""
+    monkeypatch.setattr("bus.store.redis.pipe.WARM_S", -1.0)
+
+
+@pytest.mark.usefixtures("always_warm")
 def test_a_publish_is_one_command(server: Server, redis_url: str, namespace: str) -> None:
     bus = Bus(redis_url, namespace=namespace)
     with closing_bus(bus):
@@ -93,6 +107,7 @@ def test_a_publish_is_one_command(server: Server, redis_url: str, namespace: str
     assert seen == ["EVALSHA"]
 
 
+@pytest.mark.usefixtures("always_warm")
 def test_a_publish_of_a_hundred_is_one_command(server: Server, redis_url: str, namespace: str) -> None:
     bus = Bus(redis_url, namespace=namespace)
     with closing_bus(bus):
@@ -105,6 +120,7 @@ def test_a_publish_of_a_hundred_is_one_command(server: Server, redis_url: str, n
     assert [receipt.position.seq for receipt in receipts] == list(range(2, 102))
 
 
+@pytest.mark.usefixtures("always_warm")
 async def test_a_publish_on_a_loop_is_one_command(server: Server, redis_url: str, namespace: str) -> None:
     async with Bus(redis_url, namespace=namespace) as bus:
         await bus.publish(Noted(n=0))
@@ -125,6 +141,7 @@ def closing_bus(bus: Bus) -> Iterator[None]:
         bus.close_sync()
 
 
+@pytest.mark.usefixtures("always_warm")
 def test_an_event_with_many_jobs_is_one_command(server: Server, store: RedisStore) -> None:
     routes = [Route("q", f"h{n}", 1) for n in range(50)]
     write(store, b"warm")
@@ -134,6 +151,52 @@ def test_an_event_with_many_jobs_is_one_command(server: Server, store: RedisStor
 
     assert seen == ["EVALSHA"]
     assert store.pending("q") == 50
+
+
+def is_told(one: socket.socket) -> bool:
+    """Whether something has come, without a wait."""
+    try:
+        return bool(one.recv(65_536, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
+
+
+def test_whoever_sends_a_command_ahead_is_answered_after_the_others_were_told(server: Server, namespace: str) -> None:
+    """The server's habit on which ``wire.AHEAD`` counts. Without that command some are told later, if two cores are free."""
+    publish = ("EVAL", f"return redis.call('PUBLISH', '{namespace}', 'news')", 0)
+    with contextlib.ExitStack() as stack:
+        publisher, *seats = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5)) for _ in range(50)
+        ]
+        for seat in seats:
+            seat.sendall(pack([("SUBSCRIBE", namespace)]))
+            assert seat.recv(65_536)
+        for _ in range(20):
+            publisher.sendall(pack([AHEAD, publish]))
+            deadline = time.monotonic() + 5
+            while not is_told(publisher):  # awake: whoever sleeps is woken after all was written
+                assert time.monotonic() < deadline
+
+            assert all(map(is_told, seats))
+
+
+@pytest.mark.usefixtures("always_cold")
+async def test_only_what_tells_others_something_has_a_command_ahead(server: Server, store: RedisStore) -> None:
+    write(store, b"warm")
+    enqueue(store, b"warm")
+    loop_store = store.on_loop()
+    await loop_store.seek("main", "e", 0)
+
+    with commands_seen(server) as seen:
+        write(store, b"news")
+        store.seek("main", "e", 0)
+        enqueue(store, b"job")
+        await asyncio.gather(loop_store.append(batch(post())), loop_store.append(batch(post())))
+        await loop_store.seek("main", "e", 0)
+    await loop_store.close()
+
+    told = ["PING", "EVALSHA"]
+    assert seen == [*told, "EVALSHA", *told, *told, "EVALSHA", "EVALSHA"]
 
 
 # -- scripts that the server does not know -----------------------------------------------------------------------------

@@ -288,7 +288,7 @@ class RedisStore:
 
     def _run(self, call: Call[T], *, writing: bool = True) -> T:
         try:
-            return self._answered(call, self._lines.ask((self._command(call),))[0])
+            return self._answered(call, self._lines.ask((self._command(call),), tells=call.tells)[0])
         except FOREIGN as error:
             raise unavailable(self.link, error, writing=writing) from error
 

@@ -15,8 +15,9 @@ from redis.exceptions import ConnectionError as LostConnection
 
 from bus.errors import BusUnavailable
 from bus.store.redis.link import ATTEMPT_S, Link
+from bus.store.redis.pipe import is_cold
 from bus.store.redis.talk import Line, Talk
-from bus.store.redis.wire import Command
+from bus.store.redis.wire import AHEAD, Command
 
 __all__ = ["Commands"]
 
@@ -27,15 +28,15 @@ class Commands:
     def __init__(self, link: Link, connect: Callable[[], Any]) -> None:
         self._line = Line(link, connect, _Asking)
 
-    async def ask(self, command: Command) -> Any:
+    async def ask(self, command: Command, *, tells: bool = False) -> Any:
         """The answer; an error answer is returned, not raised. Whoever is cancelled loses nobody else's.
 
-        Raises redis-py's ``ConnectionError`` and ``TimeoutError``.
+        ``tells``: see :data:`~bus.store.redis.wire.AHEAD`. Raises redis-py's ``ConnectionError`` and ``TimeoutError``.
         """
         talk = self._line.open()
         if not isinstance(talk, _Asking):
             talk = await talk
-        return await talk.ask(command)
+        return await talk.ask(command, tells=tells)
 
     def close(self) -> None:
         """Hang up; who still waits for an answer is told. Safe twice, usable afterwards."""
@@ -47,16 +48,23 @@ class _Asking(Talk):
         super().__init__(link, connection)
         self._asked: deque[asyncio.Future[Any]] = deque()
         self._patience: asyncio.TimerHandle | None = None
+        self._unread: asyncio.Future[Any] = self.loop.create_future()
+        self._unread.cancel()
 
-    def ask(self, command: Command) -> asyncio.Future[Any]:
+    def ask(self, command: Command, *, tells: bool) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = self.loop.create_future()
         if self.dead:
             answer.set_exception(LostConnection("the connection broke"))
             return answer
+        commands = [command]
         if not self._asked:
-            self.heard_at = self.loop.time()  # it owes us something from now on
+            now, heard_at = self.loop.time(), self.heard_at
+            self.heard_at = now  # it owes us something from now on
+            if tells and is_cold(heard_at, now):
+                commands.insert(0, AHEAD)
+                self._asked.append(self._unread)
         self._asked.append(answer)
-        self.send([command])
+        self.send(commands)
         if self._patience is None:
             self._patience = self.loop.call_later(ATTEMPT_S, self._lose_patience)
         return answer

@@ -72,7 +72,8 @@ class RedisLoopStore:
     async def _run(self, call: Call[T], *, writing: bool = True) -> T:
         """As in the blocking store."""
         with translated(self._link, writing=writing):
-            answer = await self._commands.ask(("EVALSHA", call.script.sha, 1, self._prefix, *call.arguments))
+            command = ("EVALSHA", call.script.sha, 1, self._prefix, *call.arguments)
+            answer = await self._commands.ask(command, tells=call.tells)
             if isinstance(answer, NoScriptError):
                 answer = await self._commands.ask(("EVAL", call.script.text, 1, self._prefix, *call.arguments))
             if isinstance(answer, Exception):

@@ -16,7 +16,7 @@ import socket
 import time
 from typing import Any, Final, Protocol
 
-__all__ = ["Pipe", "pipe"]
+__all__ = ["Pipe", "is_cold", "pipe"]
 
 LOOK_S: Final = 0.0004
 """How long to look out for an answer: a publish's takes 60 to 200 us, the more the slower the machine is just now."""
@@ -29,6 +29,10 @@ MOST_DISCOURAGED: Final = 32
 class Pipe(Protocol):
     """Bytes both ways, for one thread at a time. Errors are the socket's: ``OSError``, ``TimeoutError`` among them."""
 
+    @property
+    def cold(self) -> bool:
+        """See :func:`is_cold`."""
+
     def send(self, data: bytes) -> None:
         """Send all of it."""
 
@@ -37,6 +41,11 @@ class Pipe(Protocol):
 
     def rest(self) -> None:
         """The next bytes will be long in coming."""
+
+
+def is_cold(heard_at: float, now: float) -> bool:
+    """Whether so much time has gone by without a word that what is sent now finds the others at rest."""
+    return now > heard_at + WARM_S
 
 
 def pipe(sock: Any) -> Pipe:
@@ -51,6 +60,7 @@ class _Patient:
     def __init__(self, sock: Any) -> None:
         self.send = sock.sendall
         self.receive = sock.recv
+        self.cold = False
 
     def rest(self) -> None:
         """It never does anything else."""
@@ -70,8 +80,12 @@ class _Watched:
         self._heard_at = 0.0
         sock.settimeout(0)  # a socket with a timeout asks the kernel before each call whether it may
 
+    @property
+    def cold(self) -> bool:
+        return is_cold(self._heard_at, time.monotonic())
+
     def send(self, data: bytes) -> None:
-        if not self._discouraged and time.monotonic() > self._heard_at + WARM_S:
+        if not self._discouraged and self.cold:
             self._discouraged = 1
         try:
             sent = self._socket.send(data)

@@ -95,6 +95,8 @@ class Call(NamedTuple, Generic[T]):
     script: Script
     arguments: Sequence[Argument]
     answer: Callable[[Any], T]
+    tells: bool = False
+    """Whether somebody else may be waiting to be told of it, sooner than we for the answer."""
 
 
 @cache
@@ -148,7 +150,7 @@ def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
     arguments.append(ROUTES_AT + 3 * len(routes))
     for route in routes:
         arguments += route
-    return Call(script("append"), arguments + posts, _appended)
+    return Call(script("append"), arguments + posts, _appended, tells=True)
 
 
 def _appended(answer: Sequence[Any]) -> list[Appended] | Stale | Ended:
@@ -172,7 +174,8 @@ def announce(log: str, epoch: str, whispers: Sequence[Whisper]) -> Call[Announce
         position, heard = _position(answer), answer[3]
         return Ended(position) if heard < 0 else Announced(position, heard)
 
-    return Call(script("announce"), (log, epoch, *(part for whisper in whispers for part in whisper)), told)
+    arguments = (log, epoch, *(part for whisper in whispers for part in whisper))
+    return Call(script("announce"), arguments, told, tells=True)
 
 
 def close_log(log: str, epoch: str, own: OwnLimits) -> Call[Position]:
@@ -223,7 +226,8 @@ def unbind(handlers: Sequence[str]) -> Call[list[bool]]:
 
 def enqueue(job: Job, window_ms: int) -> Call[bool]:
     """See :meth:`bus.store.base.Store.enqueue`."""
-    return Call(script("enqueue"), (job.id, window_ms, *job.route, job.key, job.body, job.due), bool)
+    arguments = (job.id, window_ms, *job.route, job.key, job.body, job.due)
+    return Call(script("enqueue"), arguments, bool, tells=True)
 
 
 def exchange(
