@@ -485,6 +485,24 @@ def test_a_thread_that_is_struck_as_it_hears_leaves_nothing_that_could_be_misrea
         assert "broke" in str(error)
 
 
+def test_a_thread_that_was_struck_inside_leaves_it_broken(
+    idle: Callable[..., Idle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hears next might read on in the midst of what that thread had begun to."""
+    worker = idle()
+
+    def strike(_: object) -> list[tuple[int, int]]:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.cues, "_poll", strike)
+        with pytest.raises(SystemExit):
+            worker.cues.hear(SOON_S)
+
+    with pytest.raises(BusUnavailable, match="broke"):
+        worker.cues.hear(0)
+
+
 def test_over_tls_nobody_stands_by() -> None:
     assert cues(redis.SSLConnection(host="localhost", port=1), "channel") is None
 

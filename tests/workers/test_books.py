@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from bus.clock import Clock
 from bus.store.base import Exchange, Route, Settlement, Taken
 from bus.store.memory import MemoryStore
@@ -67,3 +69,21 @@ def test_what_is_handed_back_is_not_begun() -> None:
 
     assert not books.begin("1", 1, Thread())
     assert books.begin("2", 1, Thread())
+
+
+def test_who_waits_for_a_change_is_told_at_once_of_what_goes_back_as_the_books_are_mended() -> None:
+    books, waits, told = books_that_hold(("1", 1)), threading.Event(), []
+
+    def wait() -> None:
+        with books.changed:
+            waits.set()
+            told.append(books.changed.wait(5))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waits.wait(5)
+    books.mend("1")  # not before it waits: the lock is its own until then
+    thread.join(10)
+
+    assert told == [True]
+    assert books.unsettled == 1

@@ -12,7 +12,7 @@ from dramatiq.threading import raise_thread_exception
 
 from bus import Bus, BusUnavailable, Event
 from bus.clock import Clock
-from bus.store.base import Cues, Exchange, Route, Settlement, Taken
+from bus.store.base import Cues, Exchange, Job, Route, Settlement, Take, Taken
 from bus.store.memory import MemoryStore
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -20,6 +20,7 @@ from tests.workers.running import working
 from workers import App
 from workers.broker.bell import Bell
 from workers.broker.books import Books
+from workers.broker.keeper import Keeper
 from workers.broker.staff import Staff
 from workers.broker.wings import Wings
 
@@ -234,7 +235,7 @@ class Wing:
     """Wings with a thread in them, and what stands around."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        store = MemoryStore(Clock(), lease_ms=60_000)
+        self.store = store = MemoryStore(Clock(), lease_ms=60_000)
         self.lines: list[Line] = []
         self.away = self.none = False
         self.asked = 0
@@ -499,6 +500,27 @@ def test_strikes_whenever_they_come_lose_nothing(monkeypatch: pytest.MonkeyPatch
         wing.consumer.brought.clear()
         wing.settled.clear()
     wing.wings.close()
+
+
+def test_where_something_was_lost_on_its_way_the_link_is_made_anew(wing: Wing) -> None:
+    """Perhaps nobody hears there any more: the server counts who is subscribed, not who listens."""
+    with wing.books.changed:
+        lost = wing.books.open_ticket()
+        wing.books.close_ticket(lost)
+    wing.store.enqueue(Job("id", Route("q", "h", 1), "", b"", ""), 60_000)
+    taken = MemoryStore.exchange(wing.store, "w1", [], [Take(lost, "q", ("h",), 1)]).taken
+    assert [one.job for one in taken] == ["1"]
+    ending, due = threading.Event(), threading.Event()
+    keeper = threading.Thread(target=Keeper(wing.books, wing.bell, wing.wings, 60_000, due).keep, args=(ending,))
+    keeper.start()
+
+    wait_until(lambda: wing.lines[-1].closed, "the link's end")
+    ending.set()
+    due.set()
+    keeper.join(5)
+    wing.now_s += 10
+    wing.wings.open()
+    assert len(wing.lines) == 2
 
 
 def test_a_ticket_that_is_closed_as_its_job_is_brought_brings_nothing(wing: Wing) -> None:
