@@ -209,7 +209,8 @@ class _Line:
                 drop = self._awaited
                 if drop is not None and not drop.spent and drop.reply in data:
                     drop.hits += 1
-                    drop.lost.append(data)
+                    # A command may have gone ahead (see bus/store/redis/wire.py).
+                    drop.lost.append(data.removeprefix(b"+PONG\r\n"))
                     if drop.then_away:
                         self._proxy.go_away()
                     return
