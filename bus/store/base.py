@@ -331,8 +331,11 @@ class Store(Protocol):
     def queues(self) -> list[str]:
         """The names of all queues that hold or held jobs, sorted."""
 
-    def flush(self, queue: str) -> int:
-        """Drop all unfinished jobs of a queue (in flight ones too: their settles will be refused). Returns how many."""
+    def flush(self, queue: str, handler: str = "") -> int:
+        """Drop all unfinished jobs of a queue, or of one handler on it. Returns how many.
+
+        Those in flight too: their settles will be refused.
+        """
 
     def replay(self, jobs: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Make dead letters work again: (job, the notes to begin anew with), each to the tail of its lane, in order.

@@ -210,6 +210,34 @@ def check_queues_are_listed_once_they_held_jobs(store: Store) -> None:
     assert store.queues() == ["q", "q1", "q2"], f"the queues are {store.queues()}"
 
 
+def check_a_flush_of_one_handler_leaves_the_others_of_its_queue(store: Store) -> None:
+    worker = Worker(store)
+    for handler in ("h", "h2"):
+        enqueue(store, b"held", b"behind it", key="b", handler=handler)
+        worker.settle(worker.take_one(handlers=(handler,)), "retry", 0)
+        enqueue(store, b"flying", b"in its lane", key="a", handler=handler)
+        enqueue(store, b"flying alone", handler=handler)
+    flying = worker.take(handlers=("h", "h2"))
+    for handler in ("h", "h2"):
+        enqueue(store, b"ready", handler=handler)
+        enqueue(store, b"ready 1", b"ready 2", key="c", handler=handler)
+        enqueue(store, b"delayed", key="d", due="+1", handler=handler)
+
+    dropped = store.flush("q", "h")
+
+    assert dropped == 9, f"nine jobs of it were unfinished, and {dropped} were dropped"
+    assert store.pending("q") == 9, "jobs of another handler were dropped, or some of it were left"
+    settled = [worker.settle(one) for one in flying]
+    assert settled == [one.route.handler == "h2" for one in flying], (
+        "in flight, only the other handler's is to be settled"
+    )
+    until(lambda: worker.beat(held=[]).next_due_ms is None, "all delayed work to be due")
+    others = worker.drain(handlers=("h", "h2"))
+    expected = [b"held", b"behind it", b"in its lane", b"ready", b"ready 1", b"ready 2", b"delayed"]
+    assert sorted(others) == sorted(expected), f"the other handler holds {others}"
+    assert store.flush("q", "nobody") == 0, "a handler without jobs had some"
+
+
 def check_a_flush_drops_everything_unfinished_of_one_queue(store: Store) -> None:
     worker = Worker(store)
     for queue in ("q", "q2"):

@@ -499,16 +499,19 @@ class Model:
         self.ends[piece.name] -= 1
         self._join(piece)
 
-    def flush(self, queue: str) -> int:
-        dropped = [piece for piece in self.pieces.values() if piece.queue == queue and piece.unfinished]
+    def flush(self, queue: str, handler: str) -> int:
+        def is_meant(its_queue: str, its_handler: str) -> bool:
+            return its_queue == queue and handler in ("", its_handler)
+
+        dropped = [one for one in self.pieces.values() if is_meant(one.queue, one.handler) and one.unfinished]
         for piece in dropped:
             self._end(piece, "over")
             self.ready.pop(piece, None)
             self.lanes.pop(piece.lane, None)
             for books in self.books.values():
                 books.pop(piece, None)
-        self.due = [due for due in self.due if due.piece.queue != queue]
-        self.fresh_next = {one for one in self.fresh_next if one[0] != queue}
+        self.due = [due for due in self.due if not is_meant(due.piece.queue, due.piece.handler)]
+        self.fresh_next = {one for one in self.fresh_next if not is_meant(*one)}
         return len(dropped)
 
     def resume(self, name: str) -> bool:
@@ -953,16 +956,22 @@ class Queueing(RuleBasedStateMachine):
         among = of_all[: len(self.model.letters()) + 2]
         return [among[pick % len(among)] for pick in some]
 
-    @rule(queue=queues, place=places, limit=st.sampled_from([0, 2, 6]), verdict=st.sampled_from(TROUBLES))
-    def flush(self, queue: str, place: int, limit: int, verdict: Verdict) -> None:
+    @rule(
+        queue=queues,
+        handler=st.sampled_from(["", *HANDLERS]),
+        place=places,
+        limit=st.sampled_from([0, 2, 6]),
+        verdict=st.sampled_from(TROUBLES),
+    )
+    def flush(self, queue: str, handler: str, place: int, limit: int, verdict: Verdict) -> None:
         """With some of it delayed or held just before, and some in flight."""
         player = self.players[place]
         self._exchange(player, [], [(queue, HANDLERS, limit)])
         self._exchange(player, [self._end(one, verdict, 1) for one in player.hands[1:]], [])
-        self._flush(queue)
+        self._flush(queue, handler)
 
-    def _flush(self, queue: str) -> None:
-        assert self.store.flush(queue) == self.model.flush(queue)
+    def _flush(self, queue: str, handler: str = "") -> None:
+        assert self.store.flush(queue, handler) == self.model.flush(queue, handler)
 
     @rule()
     def listen(self) -> None:

@@ -1,11 +1,15 @@
 #!lua flags=allow-oom
--- Drop all unfinished jobs of a queue. What is in flight is struck from the books, so its settles are refused.
+-- Drop all unfinished jobs of a queue, or of one handler on it. What is in flight is struck from the books, so its settles are refused.
 --
 -- KEYS  1 prefix
--- ARGV  1 queue
+-- ARGV  1 queue, 2 handler, or "" for all
 -- Answer how many were dropped
 
 local queue, dropped = ARGV[1], {}
+
+local function is_meant(of, handler)
+  return of == queue and (ARGV[2] == '' or ARGV[2] == handler)
+end
 
 local function drop_lane(handler, key)
   local lane = P .. 'lane:' .. queue .. '|' .. handler .. '|' .. key
@@ -17,7 +21,7 @@ for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
   local books = call('HGETALL', P .. 'held:' .. worker)
   for i = 1, #books, 2 do
     local _, _, of, handler, key = unpack_held(books[i + 1])
-    if of == queue then
+    if is_meant(of, handler) then
       call('HDEL', P .. 'held:' .. worker, books[i])
       if key == '' then dropped[#dropped + 1] = books[i] else drop_lane(handler, key) end
     end
@@ -26,7 +30,7 @@ end
 
 for _, member in ipairs(call('ZRANGE', P .. 'due', 0, -1)) do
   local kind, job, _, of, handler, key = unpack_due(member)
-  if of == queue then
+  if is_meant(of, handler) then
     call('ZREM', P .. 'due', member)
     if kind == 'L' then drop_lane(handler, key) else dropped[#dropped + 1] = job end
   end
@@ -34,7 +38,7 @@ end
 
 for _, name in ipairs(call('HKEYS', P .. 'pending')) do
   local of, handler = string.match(name, '^([^|]*)|(.*)$')
-  if of == queue then
+  if is_meant(of, handler) then
     for lost = SUSPECT, MOST_SUSPECT do
       local row = P .. 'suspects:' .. name .. '|' .. lost
       for _, entry in ipairs(call('LRANGE', row, 0, -1)) do

@@ -445,22 +445,23 @@ class Queues:
         """How many there are."""
         return len(self._letters)
 
-    def flush(self, queue: str) -> int:
-        """Drop all unfinished jobs of a queue."""
+    def flush(self, queue: str, handler: str) -> int:
+        """Drop all unfinished jobs of a queue, or of one handler on it."""
+        names = [name for name in self.pending if name[0] == queue and handler in ("", name[1])]
         dropped: list[str] = []
-        for lane in [lane for lane in self._lanes if lane[0] == queue]:
+        for lane in [lane for lane in self._lanes if lane[:2] in names]:
             dropped += self._lanes.pop(lane)
         for books in self._held.values():
-            for job in [job for job, record in books.items() if record.address.route.queue == queue]:
+            for job in [job for job, record in books.items() if record.address.route[:2] in names]:
                 if not books.pop(job).address.key:
                     dropped.append(job)
-        dropped += self.suspects.flush(queue)
-        for route in [route for route in self._ready if route.queue == queue]:
+        dropped += self.suspects.flush(map("|".join, names))
+        for route in [route for route in self._ready if route[:2] in names]:
             dropped += [entry.job for entry in self._ready.pop(route) if entry.job]
-        dropped += [str(job) for _, job, address, holds in self._due if not holds and address.route.queue == queue]
-        self._due = [due for due in self._due if due[2].route.queue != queue]
+        dropped += [str(job) for _, job, address, holds in self._due if not holds and address.route[:2] in names]
+        self._due = [due for due in self._due if due[2].route[:2] not in names]
         heapq.heapify(self._due)
-        for name in [name for name in self.pending if name[0] == queue]:
+        for name in names:
             del self.pending[name]
         self._forget(dropped)
         return len(dropped)

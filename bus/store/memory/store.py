@@ -295,9 +295,9 @@ class MemoryStore:
         with self._lock:
             return sorted({queue for queue, _ in self._queues.pending})
 
-    def flush(self, queue: str) -> int:
+    def flush(self, queue: str, handler: str = "") -> int:
         with self._lock:
-            dropped = self._queues.flush(queue)
+            dropped = self._queues.flush(queue, handler)
             self._rung.notify_all()
             return dropped
 

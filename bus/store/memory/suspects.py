@@ -123,10 +123,10 @@ class Suspects:
         row, suspect = rows[self._row_of(lost)], _Suspect(job, address)
         row.appendleft(suspect) if first else row.append(suspect)
 
-    def flush(self, queue: str) -> list[str]:
-        """Drop those of a queue. Returns those that are in no lane."""
-        names = [name for name in self._rows if _queue_of(name) == queue]
-        return [one.job for name in names for one in self._rows.pop(name) if not one.address.key]
+    def flush(self, names: Iterable[str]) -> list[str]:
+        """Drop those of these handlers (``queue|handler``). Returns those that are in no lane."""
+        meant = self._rows.keys() & set(names)
+        return [one.job for name in meant for one in self._rows.pop(name) if not one.address.key]
 
     def _row_of(self, lost: int) -> int:
         return min(lost - SUSPECT, len(self._company) - 1)

@@ -234,8 +234,8 @@ class RedisStore:
             names = self._commands.hkeys(self.prefix + "pending")
         return sorted({name.decode().partition("|")[0] for name in names})
 
-    def flush(self, queue: str) -> int:
-        return self._run(scripts.flush(queue))
+    def flush(self, queue: str, handler: str = "") -> int:
+        return self._run(scripts.flush(queue, handler))
 
     def replay(self, jobs: Sequence[tuple[str, bytes]]) -> list[bool]:
         return self._run(scripts.replay(jobs)) if jobs else []

@@ -400,6 +400,6 @@ def record(job: str, step: str, value: bytes, linger_ms: int) -> Call[bytes]:
     return Call(script("record"), (job, step, value, linger_ms), bytes)
 
 
-def flush(queue: str) -> Call[int]:
+def flush(queue: str, handler: str) -> Call[int]:
     """See :meth:`bus.store.base.Store.flush`."""
-    return Call(script("flush"), (queue,), int)
+    return Call(script("flush"), (queue, handler), int)
