@@ -12,6 +12,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -39,6 +40,7 @@ from bus.testing.store_checks import (
     whisper,
     write,
 )
+from tests.faults.proxy import Drop, Proxy, calling
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -777,6 +779,49 @@ def test_to_a_newcomer_a_silence_is_no_outage_unless_somebody_was_there(
 
     assert (first.recovered, second.recovered) == (0, 0 if witness else 1)
     assert silent.settle(held) == witness
+
+
+class Then(list[bytes]):
+    """Replies that were lost, and what happens on the server as one is, before the connection breaks."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._act = act
+
+    def append(self, reply: bytes) -> None:
+        super().append(reply)
+        self._act()
+
+
+@pytest.mark.parametrize("name", ["append", "enqueue"])
+def test_what_may_have_arrived_is_not_called_refused_by_a_server_that_forgot_its_scripts(
+    start_server: Callable[..., Server], namespace: str, name: str
+) -> None:
+    server = start_server()
+    with server.client() as client, Proxy(server.port) as proxy:
+
+        def forget_and_fill_up() -> None:
+            client.script_flush()
+            client.config_set("maxmemory", 1)
+
+        store = RedisStore(f"redis://127.0.0.1:{proxy.port}/0", namespace, lease_ms=LEASE_MS)
+        bus = Bus(f"redis://127.0.0.1:{proxy.port}/0", namespace=namespace, deadline_s=0.2)
+        bus.publish_sync(Noted(n=0))
+        enqueue(store, b"warm")
+        queued = partial(store.enqueue, Job("again", Route("q", "h", 1), "", b"job", ""), 60_000)
+        act = partial(bus.publish_sync, Noted(n=1), id="again") if name == "append" else queued
+        drop = Drop(calling(name), lost=Then(forget_and_fill_up))
+        proxy.arm(drop)
+
+        with pytest.raises(BusUnavailable) as told:
+            act()
+
+        client.config_set("maxmemory", 0)
+        assert drop.hits == 1
+        assert told.value.outcome == "unknown"
+        assert act() is False if name == "enqueue" else bus.publish_sync(Noted(n=1), id="again").duplicate
+        bus.close_sync()
+        store.close()
 
 
 def test_a_large_publish_many_keeps_its_order_while_scripts_are_forgotten(server: Server, namespace: str) -> None:

@@ -298,10 +298,22 @@ class RedisStore:
     def _answered(self, call: Call[T], answer: Any) -> T:
         """A script that the server does not know (it was restarted, or its scripts flushed) is sent again as text."""
         if isinstance(answer, NoScriptError):
-            (answer,) = self._lines.ask([("EVAL", call.script.text, 1, self.prefix, *call.arguments)])
+            answer = self._in_full(call, answer.__cause__)
         if isinstance(answer, Exception):
             raise answer
         return call.answer(answer)
+
+    def _in_full(self, call: Call[Any], lost: BaseException | None) -> Any:
+        """The script itself. Where a first try of it was ``lost``, a refusal now does not say that this had not arrived."""
+        try:
+            (answer,) = self._lines.ask([("EVAL", call.script.text, 1, self.prefix, *call.arguments)])
+        except FOREIGN:
+            if lost is None:
+                raise
+            raise lost from None
+        if lost is not None and isinstance(answer, Exception):
+            raise lost
+        return answer
 
 
 def _connecting(pool: redis.ConnectionPool) -> Callable[[], Any]:

@@ -154,9 +154,12 @@ class Lines:
             answers = line.ask(commands)
         except (RedisError, OSError):
             raise lost from None
-        if any(isinstance(answer, RedisError) and not isinstance(answer, NoScriptError) for answer in answers):
-            line.close()
-            raise lost
+        for answer in answers:
+            if isinstance(answer, NoScriptError):
+                answer.__cause__ = lost  # who sends the script itself should know
+            elif isinstance(answer, RedisError):
+                line.close()
+                raise lost
         return line, answers
 
     def _put_back(self, line: Wire, closings: int) -> None:
