@@ -75,6 +75,8 @@ class _Channel:
             except BaseException as error:  # a thread that was struck here may have lost a part of what came
                 self._broken = True
                 if isinstance(error, OSError | ValueError | hiredis.ProtocolError):
+                    if self._closed:  # and not left in time
+                        raise BusUnavailable("the worker's channel is closed") from error
                     raise BusUnavailable("the worker's channel broke") from error
                 raise
 

@@ -47,7 +47,9 @@ class Talk(asyncio.Protocol):
 
     def send(self, commands: Sequence[Command]) -> None:
         """Write at once, or as soon as the socket takes it. A dead one takes nothing."""
-        if not self.dead:
+        if (
+            not self.dead and not self._transport.is_closing()
+        ):  # asyncio would log each write to one that broke a moment ago
             self._transport.write(pack(commands))
 
     def data_received(self, data: bytes) -> None:
