@@ -188,6 +188,42 @@ def test_what_is_handed_to_a_paused_worker_goes_back(app: App, bus: Bus, stageha
         wait_until(lambda: done == [1], "the handler", timeout=15)
 
 
+def test_while_the_thread_that_stood_by_is_busy_after_its_job_another_one_stands_by(
+    app: App, bus: Bus, stagehand: Stagehand
+) -> None:
+    """The server hands the next job over as soon as the first is settled; the others would look up after a minute only."""
+    goes_on, done = threading.Event(), Queue[int]()
+
+    class BusyAfterwards(dramatiq.Middleware):
+        def after_ack(self, *_: object) -> None:
+            assert goes_on.wait(30)
+
+    app.broker.add_middleware(BusyAfterwards())
+
+    @app.on(Called)
+    def handler(event: Called) -> None:
+        done.put(event.n)
+
+    worker = dramatiq.Worker(app.broker, worker_timeout=60_000, worker_threads=3)
+    worker.start()
+    try:
+        for n in range(3):
+            stagehand.wait_for_one()
+            bus.publish_sync(Called(n=n))
+            assert done.get(timeout=5) == n
+            wait_until(lambda: bus.store.pending("default") == 0, "its settling")
+            if n < 2:
+                wait_until(lambda: app.broker.lease.wings._waits, "another thread to stand by")  # noqa: SLF001 - as below
+    finally:
+        goes_on.set()
+        stopping = threading.Thread(target=worker.stop)
+        stopping.start()
+        while stopping.is_alive():
+            worker.work_queue.muster()  # type: ignore[attr-defined] # or they would sleep on for that minute
+            app.broker.lease.wings.call()
+            stopping.join(0.05)
+
+
 # -- the wings by themselves -------------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,10 @@ def getting(queue: WorkQueue, got: list[Any], threads: int, timeout_s: float) ->
     finally:
         ending.set()
         for thread in running:
-            thread.join(10)
+            deadline = time.monotonic() + 10
+            while thread.is_alive() and time.monotonic() < deadline:
+                queue.muster()  # or it would wait for its time
+                thread.join(0.05)
 
 
 def test_what_waits_comes_by_its_priority(queue: WorkQueue) -> None:
@@ -118,6 +121,24 @@ def test_what_waits_comes_by_its_priority(queue: WorkQueue) -> None:
     assert (queue.qsize(), queue.unfinished_tasks) == (3, 3)
     assert [queue.get().priority for _ in range(3)] == [0, 1, 2]
     assert (queue.qsize(), queue.unfinished_tasks) == (0, 3)
+
+
+def test_who_waits_elsewhere_comes_to_stand_by_when_mustered() -> None:
+    door = Door(open_to=False)
+    queue, got = with_door(door), list[Any]()
+    with getting(queue, got, threads=2, timeout_s=60):
+        wait_until(lambda: len(queue._waiting) == 2, "both to wait")  # noqa: SLF001 - there is no other door to it
+        door.open_to = True
+        queue.muster()
+        wait_until(lambda: door.waits == 1, "one to stand by")
+        queue.muster()  # for nobody: there is one
+        door.give(Item(0, "first"))
+        wait_until(lambda: got == [Item(0, "first")], "it to be served")
+        wait_until(lambda: door.waits == 1, "one to stand by again")
+        assert len(queue._waiting) == 1  # noqa: SLF001 - as above
+        queue.put(Item(0, "second"))
+        wait_until(lambda: len(got) == 2, "the other one to be served")
+        door.close()
 
 
 def test_what_runs_elsewhere_reaches_no_thread_and_counts_all_the_same() -> None:

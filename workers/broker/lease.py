@@ -219,7 +219,10 @@ class Lease:
 
     def exchange(self, wishes: Sequence[Wish] = ()) -> Exchange:
         """As :meth:`Books.exchange`."""
-        return self.books.exchange(wishes)
+        answer = self.books.exchange(wishes)
+        if not len(self.books):
+            self.wings.fill()
+        return answer
 
     # -- wake-ups ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from bus import BusError
 from bus.store.base import Cues
@@ -41,6 +42,8 @@ class Wings:
         self._changing = threading.Lock()
         self._closings = 0
         self._waits = False
+        self.reserve: Callable[[], None] = lambda: None
+        """Has a thread come that waits elsewhere."""
         self._standing: dict[int, float] = {}  # each ticket with the time from which it is used, oldest first
         self._open_again_at = NEVER
 
@@ -101,6 +104,14 @@ class Wings:
         finally:
             self._waits = False
         return True
+
+    def fill(self) -> None:
+        """This process holds nothing any more, so the store may hand it a job: if nobody waits here, have somebody come.
+
+        Mostly the thread that worked last is back already; it may be busy still with what it does after a job.
+        """
+        if self._cues is not None and not self._waits:
+            self.reserve()
 
     def call(self) -> None:
         """There is something else to do for the thread that waits. Never blocks."""

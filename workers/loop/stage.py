@@ -66,7 +66,8 @@ class Stage:
             deque(),
             Limits(),
         )  # an earlier worker may have left behind what would not end
-        worker.work_queue = WorkQueue(self, broker.lease.wings)
+        queue = worker.work_queue = WorkQueue(self, broker.lease.wings)
+        broker.lease.wings.reserve = queue.muster
         self.backstage.start()
 
     def join_worker(self, worker: Worker) -> None:

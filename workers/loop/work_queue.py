@@ -88,6 +88,12 @@ class WorkQueue(PriorityQueue[Any]):
             raise Empty
         return me.item
 
+    def muster(self) -> None:
+        """Somebody should stand by: whoever waits elsewhere comes back empty-handed, and finds that place when it asks again."""
+        with self.mutex:
+            if self._standing is None and self._waiting:
+                self._waiting.pop().serve(_NOTHING)
+
     def _comer(self) -> _Waiting:
         """Who is to wait, and where. Under ``mutex``."""
         return _Standing(self._standby) if self._standing is None and self._standby.open_to else _Waiting()
