@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -724,6 +725,41 @@ def test_a_paused_worker_begins_nothing_until_it_goes_on(app: App) -> None:
         join(app)
 
     assert done == [1]
+
+
+@pytest.mark.slow
+def test_what_a_paused_worker_had_fetched_ahead_goes_to_others(app: App) -> None:
+    """Its lanes would stand still for everybody until it goes on."""
+    store, done = app.broker.store, list[int]()
+    midst, goes_on = threading.Event(), threading.Event()
+
+    @dramatiq.actor
+    def actor(n: int) -> None:
+        if n == 200:  # so many were quick that some are fetched ahead
+            midst.set()
+            assert goes_on.wait(20)
+        done.append(n)
+
+    def in_flight() -> int:
+        return sum(sum(count.in_flight.values()) for count in store.census().counts)
+
+    for n in range(400):
+        actor.send(n)
+    with working(app, threads=1) as worker, ThreadPoolExecutor(1) as pool:
+        assert midst.wait(20)
+        pausing = pool.submit(worker.pause)
+        wait_until(lambda: worker.workers[0].paused, "the pause")
+        ahead = in_flight()
+        goes_on.set()
+        pausing.result(10)
+
+        wait_until(lambda: in_flight() == 0, "them to be handed back", timeout=15)
+        assert ahead > 1
+        assert store.pending("default") == 400 - len(done) > 0
+        worker.resume()
+        join(app)
+
+    assert sorted(done) == list(range(400))
 
 
 # Faults.

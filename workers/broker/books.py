@@ -151,7 +151,7 @@ class Books:
     def _stuck_in(self, room: Room) -> list[tuple[str, int]]:
         """What was not begun there for a while in which nothing was settled either."""
         now = time.monotonic()
-        if now - room.settled_at < STUCK_S or not any(self._open[job].room is room for job in self._at_work.values()):
+        if now - room.settled_at < STUCK_S:
             return []
         waiting = [(job, one) for job, one in self._open.items() if one.room is room and one.doer is None]
         stuck = [
