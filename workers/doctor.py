@@ -159,7 +159,7 @@ def _latency(facts: Facts) -> Finding:
 
 def _work(bus: Bus, declared: Sequence[Binding] | None) -> Iterator[Finding]:
     try:
-        states = Queues(bus).look()
+        states, paused = Queues(bus).look(), Queues(bus).paused()
         workers = len(bus.store.census().serving)
         bound, dead = bus.store.bindings().bindings, bus.store.dead_count()
     except BusError as error:
@@ -171,7 +171,7 @@ def _work(bus: Bus, declared: Sequence[Binding] | None) -> Iterator[Finding]:
         yield _declared(declared, bound)
     yield _waiting(states)
     yield _suspects(states)
-    yield _paused(states)
+    yield _paused(paused)
     yield _dead(dead)
 
 
@@ -186,11 +186,18 @@ def _workers(workers: int, states: Sequence[QueueState]) -> Finding:
 
 
 def _orphans(states: Sequence[QueueState]) -> Finding:
-    names = sorted({state.handler for state in states if state.orphaned})
+    orphans = [state for state in states if state.orphaned]
+    names = sorted({state.handler for state in orphans})
     if not names:
         bound = sum(state.bound for state in states)
         return Finding("handlers", "ok", f"{bound} bound, each served by a worker" if bound else "none is bound")
-    advice = f"start a worker that has them, or remove the binding: callboard queues forget {names[0]}"
+    which, is_bound = names[0] if len(names) == 1 else "HANDLER", any(state.bound for state in orphans)
+    end = (
+        f"remove the binding: callboard queues forget {which}"
+        if is_bound
+        else f"drop its work: callboard queues drop {which} --yes"
+    )
+    advice = f"start a worker that has {'it' if len(names) == 1 else 'them'}, or {end}"
     return Finding("handlers", "warning", f"work comes or waits that nobody serves: {_some(names)}", advice)
 
 
@@ -207,15 +214,20 @@ def _declared(declared: Sequence[Binding], bound: object) -> Finding:
 
 
 def _waiting(states: Sequence[QueueState]) -> Finding:
-    ages = [(state.oldest_s, state.handler) for state in states if state.oldest_s is not None and not state.paused]
+    ages = [
+        (state.oldest_s, state.handler, state.consumers)
+        for state in states
+        if state.oldest_s is not None and not state.paused
+    ]
     if not ages:
         halted = any(state.ready for state in states)
         return Finding("waiting", "ok", "nothing but what is paused" if halted else "nothing")
-    oldest_s, handler = max(ages)
+    oldest_s, handler, consumers = max(ages)
     if oldest_s < WAITING_WARNING_S:
         return Finding("waiting", "ok", f"the oldest for {oldest_s:.0f} s")
     what = f"the oldest for {oldest_s:,.0f} s, for {handler}"
-    return Finding("waiting", "warning", what, "add workers or threads, and look at 'callboard queues'")
+    advice = "add workers or threads" if consumers else "start a worker that serves it"
+    return Finding("waiting", "warning", what, f"{advice}, and look at 'callboard queues'")
 
 
 def _suspects(states: Sequence[QueueState]) -> Finding:
@@ -227,8 +239,7 @@ def _suspects(states: Sequence[QueueState]) -> Finding:
     return Finding("suspects", "warning", what, advice)
 
 
-def _paused(states: Sequence[QueueState]) -> Finding:
-    names = sorted({state.paused_as for state in states if state.paused_as is not None})
+def _paused(names: Sequence[str]) -> Finding:
     if not names:
         return Finding("paused", "ok", "nothing")
     which = names[0] if len(names) == 1 else "NAME"

@@ -112,16 +112,18 @@ class Queues:
         self._bus.usable()
         return self._bus.store.unbind([handler])[0]
 
-    def drop(self, queue: str) -> int:
-        """Drop all unfinished jobs of a queue for good, and return how many there were.
+    def drop(self, name: str) -> int:
+        """Drop all unfinished jobs of a queue, or of a handler, for good, and return how many there were.
 
         Those in flight too: their handlers run to their end, and nothing comes of it. Raises
         :class:`~workers.errors.UnknownName`.
         """
-        known = sorted({queue for queue, _ in self._known()})
-        if queue not in known:
-            raise UnknownName(queue, known, "queue")
-        return self._bus.store.flush(queue)
+        return sum(self._bus.store.flush(*one.split("|")) for one in self._meant(name))
+
+    def paused(self) -> list[str]:
+        """What is paused, as a person calls it: queues, and handlers. Also where nothing is bound and no work waits."""
+        self._bus.usable()
+        return sorted({_called(name) for name in self._bus.store.census().paused})
 
     def _bound(self) -> set[tuple[str, str]]:
         found = [json.loads(binding) for binding in self._bus.store.bindings().bindings.values()]
@@ -132,14 +134,23 @@ class Queues:
         return {(count.queue, count.handler) for count in self._bus.store.census().counts} | self._bound()
 
     def _meant(self, name: str) -> list[str]:
-        """The store's names for what a person calls so: a queue, or a handler on whichever queues it works."""
-        known = sorted(self._known())
-        if name in {queue for queue, _ in known}:
+        """The store's names for what a person calls so: a queue, or a handler on whichever queues it works.
+
+        What is paused is known, whatever else became of it: or nobody could resume it.
+        """
+        known, paused = sorted(self._known()), self._bus.store.census().paused
+        if name in paused or name in {queue for queue, _ in known}:
             return [name]
-        places = [f"{queue}|{handler}" for queue, handler in known if handler == name]
-        if not places:
-            raise UnknownName(name, sorted({part for pair in known for part in pair}))
-        return places
+        places = {f"{queue}|{handler}" for queue, handler in known} | {one for one in paused if "|" in one}
+        meant = sorted(place for place in places if _called(place) == name)
+        if not meant:
+            raise UnknownName(name, sorted({part for pair in known for part in pair} | set(map(_called, paused))))
+        return meant
+
+
+def _called(name: str) -> str:
+    """What a person calls a queue, or a handler on a queue."""
+    return name.rpartition("|")[2]
 
 
 def _state(queue: str, handler: str, count: Count | None, census: Census, now_ms: int, *, bound: bool) -> QueueState:

@@ -12,6 +12,7 @@ from tests.waiting import wait_until
 from tests.workers.commands import callboard, error_of
 from tests.workers.running import working
 from workers import App, Context
+from workers.doctor import examine
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -241,7 +242,9 @@ def test_an_unknown_name_is_one_clear_line(queues: Run, redis_url: str, namespac
 
     assert "no queue or handler 'mial'; did you mean 'mail'?" in error_of(queues("pause", "mial"), 2)
     assert "no handler 'shop.order'; did you mean 'shop.orders'?" in error_of(queues("forget", "shop.order"), 2)
-    assert "no queue 'nowhere' (there are: mail)" in error_of(queues("drop", "nowhere", "--yes"), 2)
+    assert "no queue or handler 'nowhere' (there are: mail, shop.orders)" in error_of(
+        queues("drop", "nowhere", "--yes"), 2
+    )
 
 
 def test_what_a_command_did_can_be_had_as_json(queues: Run, redis_url: str, namespace: str) -> None:
@@ -292,9 +295,70 @@ def test_the_work_of_a_queue_is_dropped_for_good_by_who_says_so(queues: Run, red
 
     assert "4 unfinished job(s) of queue 'default' would be gone for good: add --yes" in refused
     assert kept == 4
-    assert json.loads(dropped.stdout) == {"queue": "default", "dropped": 4}
+    assert json.loads(dropped.stdout) == {"name": "default", "dropped": 4}
     assert again.stderr == "dropped 0 unfinished job(s) of default\n"
     assert left == (0, 4, 0)
+
+
+def test_what_is_left_of_a_handler_that_is_gone_can_be_dropped(queues: Run, redis_url: str, namespace: str) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+
+    @app.on(Order, name="__main__.orders", key="agent_id")
+    def orders(event: Order) -> None: ...
+
+    @app.on(Order, name="shop.other")
+    def other(event: Order) -> None: ...
+
+    app.bind()
+    for n in range(3):
+        bus.publish_sync(Order(agent_id="a", n=n))
+    queues("forget", "shop.other")
+    script = queues().stderr
+    forgot = queues("forget", "__main__.orders").stderr
+    told = queues().stderr
+    refused = error_of(queues("drop", "__main__.orders"), 2)
+    dropped = queues("drop", "__main__.orders", "--yes").stderr
+    left = queues().stderr, bus.store.pending("default")
+    bus.close_sync()
+
+    assert "__main__.orders: events become work for it, and no 'callboard worker' can serve it" in script
+    assert "work waits for what nobody serves and no event is bound to (shop.other)" in script
+    assert "'callboard queues drop __main__.orders --yes' drops them" in forgot
+    assert "no event is bound to (__main__.orders, shop.other). " in told
+    assert "callboard queues drop HANDLER --yes" in told
+    assert "3 unfinished job(s) of handler '__main__.orders' would be gone for good: add --yes" in refused
+    assert dropped == "dropped 3 unfinished job(s) of __main__.orders\n"
+    assert "(shop.other)" in left[0]
+    assert left[1] == 3
+
+
+@pytest.mark.parametrize("name", ["default", "shop.orders"])
+def test_a_pause_outlives_what_was_paused_and_is_told_and_can_be_undone(
+    queues: Run, redis_url: str, namespace: str, name: str
+) -> None:
+    bus = Bus(redis_url, namespace=namespace)
+    app = App(bus)
+
+    @app.on(Order, name="shop.orders")
+    def orders(event: Order) -> None: ...
+
+    app.bind()
+    queues("pause", name)
+    queues("forget", "shop.orders")
+    told = queues().stderr
+    checked = [finding for finding in examine(bus) if finding.check == "paused"]
+    resumed = queues("resume", name).stderr
+    after = queues().stderr
+    bus.close_sync()
+
+    assert (
+        f"{name} is paused, though nothing is bound to it and no work of it waits: callboard queues resume {name}"
+        in told
+    )
+    assert [(one.verdict, one.what) for one in checked] == [("warning", name)]
+    assert resumed == f"resumed {name}\n"
+    assert "paused" not in after
 
 
 def test_memory_has_no_queues_to_look_at_from_outside() -> None:

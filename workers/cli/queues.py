@@ -32,7 +32,7 @@ queues = typer.Typer(
     workers). *oldest* is the age of the oldest ready one; *workers* serve the handler. Columns without any are left out.
 
     Examples: `callboard queues`, `callboard queues held`, `callboard queues pause mail`, `callboard queues resume mail`,
-    `callboard queues forget shop.old_handler`, `callboard queues drop mail --yes`
+    `callboard queues forget shop.old_handler`, `callboard queues drop shop.old_handler --yes`
     """,
 )
 
@@ -46,7 +46,7 @@ def show(context: typer.Context, as_json: Json = False, url: Url = None, namespa
     if context.invoked_subcommand is not None:
         return
     with _opened(url, namespace) as (found, letters):
-        states, dead = found.look(), letters.count()
+        states, dead, paused = found.look(), letters.count(), found.paused()
     if as_json:
         for state in states:
             print(json.dumps({**asdict(state), "orphaned": state.orphaned}))
@@ -55,13 +55,23 @@ def show(context: typer.Context, as_json: Json = False, url: Url = None, namespa
         to_stdout().print(_table(states))
     else:
         tell("no handler is bound here, and no work waits: start a worker, as in 'callboard worker module:app'")
+    for name in sorted({*paused} - {state.paused_as for state in states}):
+        tell(
+            f"{printable(name)} is paused, though nothing is bound to it and no work of it waits: callboard queues resume {printable(name)}"
+        )
     tell(f"dead letters {dead}" + (" ('callboard dead list' shows them)" if dead else ""))
     _tell_of_orphans([printable(state.handler) for state in states if state.orphaned and state.bound])
+    _tell_of_leftovers([printable(state.handler) for state in states if state.orphaned and not state.bound])
 
 
 def _tell_of_orphans(handlers: list[str]) -> None:
     """What to do about handlers that are bound and not served; in one line, for after a stop that is all of them."""
-    if len(handlers) == 1:
+    if len(handlers) == 1 and handlers[0].startswith("__main__."):
+        tell(
+            f"{handlers[0]}: events become work for it, and no 'callboard worker' can serve it: it was declared in a script. "
+            f"Import that module by its name, and remove the binding: callboard queues forget {handlers[0]}"
+        )
+    elif len(handlers) == 1:
         tell(
             f"{handlers[0]}: events become work for it, and no worker serves it. "
             f"Start one, or remove the binding: callboard queues forget {handlers[0]}"
@@ -71,6 +81,17 @@ def _tell_of_orphans(handlers: list[str]) -> None:
         tell(
             f"{len(handlers):,} handlers: events become work for them, and no worker serves them. Start one, or remove the "
             f"bindings of those that are gone: callboard queues forget HANDLER ({', '.join(handlers[:MOST_NAMED])}{more})"
+        )
+
+
+def _tell_of_leftovers(handlers: list[str]) -> None:
+    """What to do about work of handlers that are neither bound nor served."""
+    if handlers:
+        which = handlers[0] if len(handlers) == 1 else "HANDLER"
+        more = f" and {len(handlers) - MOST_NAMED} more" if len(handlers) > MOST_NAMED else ""
+        tell(
+            f"work waits for what nobody serves and no event is bound to ({', '.join(handlers[:MOST_NAMED])}{more}). "
+            f"Start a worker that has it, or drop its work: callboard queues drop {which} --yes"
         )
 
 
@@ -143,12 +164,15 @@ def forget(handler: Handler, as_json: Json = False, url: Url = None, namespace: 
         return
     tell(f"forgot {printable(handler)}" if forgotten else f"{printable(handler)} is not bound: nothing to forget")
     if left:
-        tell(f"{left} unfinished job(s) of it are kept: a worker that serves it again does them")
+        tell(
+            f"{left} unfinished job(s) of it are kept: a worker that serves it again does them, "
+            f"and 'callboard queues drop {printable(handler)} --yes' drops them"
+        )
 
 
 @queues.command()
 def drop(
-    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="A queue, as 'callboard queues' shows it.")],
+    name: Name,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it. Without it nothing is dropped, and how much there is is told.")
     ] = False,
@@ -156,20 +180,21 @@ def drop(
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
-    """Drop all unfinished work of a queue for good, of all its handlers: waiting, delayed, retrying and in flight.
+    """Drop all unfinished work of a queue, or of one handler, for good: waiting, delayed, retrying and in flight.
 
     Nothing of it is kept, not even as dead letters. What is in flight runs to its end, and nothing comes of it.
     """
     with _opened(url, namespace) as (found, _):
         states = found.look()
-        there = sum(state.unfinished for state in states if state.queue == queue)
-        if not yes and queue in {state.queue for state in states}:
-            raise Failed(f"{there} unfinished job(s) of queue {queue!r} would be gone for good: add --yes", USAGE)
-        dropped = found.drop(queue)
+        meant = [state for state in states if state.queue == name] or [one for one in states if one.handler == name]
+        if meant and not yes:
+            kind, there = "queue" if meant[0].queue == name else "handler", sum(state.unfinished for state in meant)
+            raise Failed(f"{there} unfinished job(s) of {kind} {name!r} would be gone for good: add --yes", USAGE)
+        dropped = found.drop(name)
     if as_json:
-        print(json.dumps({"queue": queue, "dropped": dropped}))
+        print(json.dumps({"name": name, "dropped": dropped}))
     else:
-        tell(f"dropped {dropped} unfinished job(s) of {printable(queue)}")
+        tell(f"dropped {dropped} unfinished job(s) of {printable(name)}")
 
 
 @contextmanager
