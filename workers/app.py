@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -12,6 +13,7 @@ from bus import Bus, BusError, Envelope, Event, codec, events
 from bus.bindings import Binding
 from bus.envelope import dataschema
 from workers.broker import LaneBroker, LaneMessage, make_broker
+from workers.broker.options import check_names
 from workers.context import Context
 from workers.errors import InvalidHandler
 from workers.kit import Kit
@@ -83,7 +85,7 @@ class App:
 
         The function is returned as it is, so tests may call it. Raises :class:`~workers.errors.InvalidHandler`.
         """
-        if not types:
+        if not types or inspect.isroutine(types[0]):  # the latter: @app.on, without parentheses
             raise InvalidHandler("name the events a handler wants, as in @app.on(PostCreated)")
 
         def declare(function: F) -> F:
@@ -132,6 +134,7 @@ class App:
         return [handler.binding for handler in self.handlers.values()]
 
     def _add(self, handler: Handler) -> None:
+        check_names(handler.name, handler.options, self.broker.actor_options)
         try:
             dramatiq.actor(
                 actor_name=handler.name,

@@ -379,6 +379,15 @@ def test_work_goes_on_after_a_worker_was_stopped_and_started_again(app: App, bus
         (lambda app: app.on(Posted, priority="urgent")(lambda _: None), "'high', 'normal' or 'low'"),
         (lambda app: app.on(Posted, name="a|b")(lambda _: None), "name has"),
         (lambda app: app.on(Posted, retries=3)(lambda _: None), "retries"),
+        (lambda app: app.on(Posted, max_retry=3)(lambda _: None), "no option max_retry=; did you mean 'max_retries'"),
+        (lambda app: app.on(Posted, queue_name="q")(lambda _: None), "write queue= for queue_name="),
+        (lambda app: app.on(Posted, max_retries="3")(lambda _: None), "max_retries= of"),
+        (lambda app: app.on(Posted, max_retries=-1)(lambda _: None), "a whole number from 0 up"),
+        (lambda app: app.on(Posted, min_backoff="1s")(lambda _: None), "min_backoff= of"),
+        (lambda app: app.on(Posted, max_backoff=-1)(lambda _: None), "a number of milliseconds from 0 up"),
+        (lambda app: app.on(Posted, time_limit="5s")(lambda _: None), "time_limit= of"),
+        (lambda app: app.on(Posted, time_limit=0)(lambda _: None), "a number of milliseconds above 0"),
+        (lambda app: app.on(lambda _: None), "name the events"),
         (lambda app: app.on(Posted)(lambda: None), "(event, ctx)"),
         (lambda app: [app.on(Posted, name="twice")(lambda _: None) for _ in range(2)], "already"),
     ],
@@ -392,6 +401,15 @@ def test_work_goes_on_after_a_worker_was_stopped_and_started_again(app: App, bus
         "priority",
         "name",
         "option",
+        "near option",
+        "dramatiq's name",
+        "retries as text",
+        "retries below 0",
+        "backoff as text",
+        "backoff below 0",
+        "limit as text",
+        "limit of 0",
+        "no parentheses",
         "signature",
         "twice",
     ],
@@ -404,6 +422,24 @@ def test_a_handler_that_cannot_work_is_refused_where_it_is_declared(declare: Any
 
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_retries": None},
+        {"max_retries": 0, "min_backoff": 0, "max_backoff": 0},
+        {"time_limit": float("inf"), "max_age": 1},
+        {"min_backoff": 5_000, "max_backoff": 100},
+    ],
+    ids=str,
+)
+def test_options_may_be_what_dramatiq_takes(options: dict[str, Any]) -> None:
+    app = App(Bus("memory://"))
+
+    app.on(Posted, name="handler", **options)(lambda _: None)
+
+    assert app.broker.get_actor("handler").options.items() >= options.items()
 
 
 def test_a_handler_can_be_called_as_the_plain_function_it_is(app: App) -> None:

@@ -26,6 +26,7 @@ from bus.store.base import Store, Taken
 from workers.broker.consumer import LaneConsumer
 from workers.broker.lease import Lease
 from workers.broker.message import POISON, Buried, LaneMessage, job_of, open_job
+from workers.broker.options import check_options
 from workers.broker.staff import Staff
 from workers.broker.view import QueueView
 from workers.errors import BootFailed, InvalidHandler
@@ -173,6 +174,7 @@ class LaneBroker(Broker):
     def declare_actor(self, actor: Any) -> None:
         if "|" in actor.actor_name or not actor.actor_name.isprintable() or " " in actor.actor_name:
             raise InvalidHandler(f"an actor's name has no '|', space or control character: rename {actor.actor_name!r}")
+        check_options(actor.actor_name, actor.options)
         if actor.options.get("throws") is not None:
             actor.options["throws"] = _exception_classes(actor.actor_name, actor.options["throws"])
         self.staff.join(actor)
