@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -10,7 +13,8 @@ import pytest
 
 from bus import Bus, Event
 from bus.store.base import Job, Route
-from tests.workers.commands import callboard, error_of
+from tests.waiting import wait_until
+from tests.workers.commands import CALLBOARD, callboard, error_of, program
 from tests.workers.running import working
 from workers import App
 from workers.deadletters import DeadLetters, Wanted
@@ -224,15 +228,46 @@ def test_replay_and_drop_take_numbers_filters_or_all(dead: Any, redis_url: str, 
         (["replay"], 2, "say which"),
         (["drop"], 2, "say which"),
         (["drop", "1", "--all"], 2, "not several"),
+        (["replay", "--all", "--handler", "mailer"], 2, "not several"),
         (["list", "--since", "yesterday"], 2, "is no time"),
         (["list", "--handler", "mailr"], 2, "there is no handler 'mailr'; did you mean 'mailer'?"),
         (["replay", "--handler", "nosuch"], 2, "there is no handler 'nosuch' (there are: mailer)"),
         (["drop", "--handler", "nosuch"], 2, "there is no handler 'nosuch' (there are: mailer)"),
     ],
-    ids=["unknown", "replay nothing", "drop nothing", "too many ways", "time", "list", "replay nobody", "drop nobody"],
+    ids=[
+        "unknown",
+        "replay nothing",
+        "drop nothing",
+        "too many ways",
+        "all and some",
+        "time",
+        "list",
+        "replay nobody",
+        "drop nobody",
+    ],
 )
 def test_what_cannot_be_meant_is_one_clear_line(dead: Any, arguments: list[str], exit_code: int, said: str) -> None:
     assert said in error_of(dead(*arguments), exit_code)
+
+
+def test_who_stops_a_replay_is_told_how_far_it_came(dead: Any, redis_url: str, namespace: str, tmp_path: Path) -> None:
+    command = [*CALLBOARD, "dead", "replay", "--all", "--rate", "0.01"]
+    bus = Bus(redis_url, namespace=namespace).open_sync()
+    with program(command, tmp_path, env={"BUS_URL": redis_url, "BUS_NAMESPACE": namespace}) as replaying:
+        wait_until(lambda: bus.store.dead_count() == 2, "the first to be replayed", timeout=20)
+        code = replaying.end(signal.SIGINT)
+    bus.close_sync()
+
+    assert code == 130
+    # The signal may come in the moment in which the first was replayed, and is not counted yet.
+    assert re.fullmatch("stopped: replayed [01] of 3; the others are dead letters still\n", replaying.errors)
+    assert len(dead("list").stdout.splitlines()) == 2
+
+
+def test_where_there_are_none_that_is_said(dead: Any) -> None:
+    dead("drop", "--all")
+
+    assert dead("list").stderr == "there are no dead letters\n"
 
 
 @pytest.mark.parametrize("command", ["replay", "drop"])

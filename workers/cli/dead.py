@@ -75,7 +75,7 @@ def list_(
         if not found:
             _check_handler(letters, handler)
     if not found and not as_json:
-        tell(NONE)
+        tell("there are no dead letters" if wanted == Wanted() else NONE)
 
 
 @dead.command()
@@ -116,11 +116,17 @@ def replay(
         numbers = _chosen(letters, jobs, wanted, everything=everything)
         with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
             task = bar.add_task("replaying", total=len(numbers))
-            gone = []
-            for job, done in letters.replay(numbers, per_second=rate):
-                bar.advance(task)
-                if not done:
-                    gone.append(job)
+            gone, tried = [], 0
+            try:
+                for job, done in letters.replay(numbers, per_second=rate):
+                    bar.advance(task)
+                    tried += 1
+                    if not done:
+                        gone.append(job)
+            except KeyboardInterrupt:
+                bar.stop()
+                tell(f"stopped: replayed {tried - len(gone)} of {len(numbers)}; the others are dead letters still")
+                raise
     _say_what_became("replayed", len(numbers) - len(gone), gone if jobs else [], as_json=as_json)
 
 
@@ -171,7 +177,7 @@ def _time(option: str, text: str | None) -> datetime | None:
 def _chosen(letters: DeadLetters, jobs: list[str] | None, wanted: Wanted, *, everything: bool) -> list[str]:
     """The numbers that are meant. Nobody means all of them by saying nothing."""
     filtered = wanted != Wanted()
-    if jobs and (filtered or everything):
+    if sum((bool(jobs), filtered, everything)) > 1:
         raise Failed("name numbers, or filters, or --all, not several of these", USAGE)
     if jobs:
         return jobs
