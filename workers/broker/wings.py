@@ -62,10 +62,13 @@ class Wings:
             self._open_again_at = -NEVER
             return
         with self._changing:
-            if closings == self._closings:
+            late = closings != self._closings
+            if not late:
                 self._cues = cues
-                return
-        cues.close()  # it took so long that its worker has ended
+        if late:
+            cues.close()  # it took so long that its worker has ended
+        else:
+            self.fill()
 
     def close(self) -> None:
         """Hang up, and call whoever waits. Safe twice; usable again."""
@@ -106,7 +109,7 @@ class Wings:
         return True
 
     def fill(self) -> None:
-        """This process holds nothing any more, so the store may hand it a job: if nobody waits here, have somebody come.
+        """This process holds nothing (any more), so the store may hand it a job: if nobody waits here, have somebody come.
 
         Mostly the thread that worked last is back already; it may be busy still with what it does after a job.
         """
