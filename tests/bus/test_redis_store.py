@@ -41,6 +41,7 @@ from bus.testing.store_checks import (
     write,
 )
 from tests.faults.proxy import Drop, Proxy, calling
+from tests.monitor import monitored
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -74,14 +75,9 @@ def opened(store: RedisStore) -> Iterator[RedisStore]:
 def commands_seen(server: Server) -> Iterator[list[str]]:
     """The names of the commands that clients send meanwhile, without those that a script runs."""
     seen: list[str] = []
-    with server.client() as client, server.client() as other:
-        other.echo("connects")
-        with client.monitor() as monitor:
-            yield seen
-            other.echo("over")
-            while (said := monitor.next_command())["command"] != "ECHO over":
-                if said["client_type"] != "lua":
-                    seen.append(str(said["command"]).partition(" ")[0].upper())
+    with monitored(server) as heard:
+        yield seen
+    seen += [one.command.partition(" ")[0].upper() for one in heard if not one.by_script]
 
 
 @pytest.fixture
