@@ -47,9 +47,8 @@ class Talk(asyncio.Protocol):
 
     def send(self, commands: Sequence[Command]) -> None:
         """Write at once, or as soon as the socket takes it. A dead one takes nothing."""
-        if (
-            not self.dead and not self._transport.is_closing()
-        ):  # asyncio would log each write to one that broke a moment ago
+        # To one that broke a moment ago asyncio would log each write.
+        if not self.dead and not self._transport.is_closing():
             self._transport.write(pack(commands))
 
     def data_received(self, data: bytes) -> None:
