@@ -559,6 +559,20 @@ def test_where_something_was_lost_on_its_way_the_link_is_made_anew(wing: Wing) -
     assert len(wing.lines) == 2
 
 
+def test_somebody_is_called_as_soon_as_the_link_is_open_unless_one_waits_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    wing, called = Wing(monkeypatch), list[str]()
+    wing.wings.reserve = lambda: called.append("come")
+
+    wing.wings.open()
+    thread = wing.stand()
+    wing.wings.fill()
+    wing.wings.close()
+    thread.join(5)
+    wing.wings.fill()
+
+    assert called == ["come"]
+
+
 def test_a_ticket_that_is_closed_as_its_job_is_brought_brings_nothing(wing: Wing) -> None:
     with wing.books.changed:
         ticket = wing.books.open_ticket()

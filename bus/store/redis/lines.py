@@ -108,8 +108,8 @@ class Lines:
     def ask(self, commands: Sequence[Command], *, tells: bool = False) -> list[Any]:
         """Send commands in one write and return their answers; an error answer is returned, not raised.
 
-        ``tells``: see :data:`~bus.store.redis.wire.AHEAD`. Blocks for a round trip, and before it while all lines are in use. Raises redis-py's ``ConnectionError`` and
-        ``TimeoutError``; a line that raised is closed.
+        ``tells``: see :data:`~bus.store.redis.wire.AHEAD`. Blocks for a round trip, and before it while all lines are in
+        use. Raises redis-py's ``ConnectionError`` and ``TimeoutError``; a line that raised is closed.
         """
         if self._pid != os.getpid():
             with _forked:
