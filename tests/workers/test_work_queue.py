@@ -336,3 +336,10 @@ def test_who_has_gone_makes_room_for_another_to_stand_by() -> None:
         door.give(Item(0, "handed over"))
 
     assert got == {"getter 0": "handed over"}
+
+
+def test_of_one_priority_the_first_to_come_is_the_first_to_be_served(queue: WorkQueue) -> None:
+    for number in range(20):
+        queue.put(Item(number % 2, number))
+
+    assert [queue.get().message for _ in range(20)] == [*range(0, 20, 2), *range(1, 20, 2)]

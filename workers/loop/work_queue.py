@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from heapq import heappop, heappush
+from collections import deque
 from queue import Empty, PriorityQueue
 from typing import Any, Final, Protocol
 
@@ -39,7 +39,7 @@ class Standby(Protocol):
 class WorkQueue(PriorityQueue[Any]):
     """A worker's queue that keeps the async jobs from its threads, and counts them as any others: ``join`` waits for them.
 
-    It never fills up. A thread that waits is handed its item: a condition would wake it to look for one, a dozen steps
+    It never fills up. Of each priority the first to come is the first to be served. A thread that waits is handed its item: a condition would wake it to look for one, a dozen steps
     further on. The last who began to wait is the first to be served, for what it needs may be in a cache still; but the one
     that stands by is left there as long as another one waits.
     """
@@ -50,6 +50,13 @@ class WorkQueue(PriorityQueue[Any]):
         self._standby = standby
         self._waiting: list[_Waiting] = []
         self._standing: _Standing | None = None
+
+    def _init(self, maxsize: int) -> None:  # noqa: ARG002 - as its base's
+        self._lines: dict[int, deque[Any]] = {}
+        """What waits, by its priority, the most urgent first."""
+
+    def _qsize(self) -> int:
+        return sum(map(len, self._lines.values()))
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
         """As its base's; never blocks, for there is always room."""
@@ -68,8 +75,9 @@ class WorkQueue(PriorityQueue[Any]):
         me: _Waiting | None = None
         try:
             with self.mutex:
-                if self.queue:
-                    return heappop(self.queue)
+                for line in self._lines.values():
+                    if line:
+                        return line.popleft()
                 if not block:
                     raise Empty  # noqa: TRY301 - nothing was begun yet
                 me = self._comer()
@@ -120,7 +128,13 @@ class WorkQueue(PriorityQueue[Any]):
         elif self._waiting:
             self._waiting.pop().serve(item)
         else:
-            heappush(self.queue, item)
+            self._keep(item)
+
+    def _keep(self, item: Any) -> None:
+        """Let it wait in its line. A heap would compare it with half a dozen others on its way in and out."""
+        if item.priority not in self._lines:
+            self._lines = dict(sorted({**self._lines, item.priority: deque()}.items()))
+        self._lines[item.priority].append(item)
 
 
 class _Waiting:
