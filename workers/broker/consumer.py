@@ -76,10 +76,16 @@ class LaneConsumer(Consumer):
     # -- what Dramatiq calls -------------------------------------------------------------------------------------------
 
     def __next__(self) -> MessageProxy | None:
-        """The next message, or ``None`` after the timeout. A lost connection is waited out here, never raised."""
+        """The next message, or ``None`` after the timeout. A lost connection is waited out here, never raised.
+
+        Of several all but the last are passed on at once: between two, Dramatiq would look for delayed messages, which cannot be.
+        """
         self._caller = threading.current_thread()
         if not self._buffer and self._await_reason(time.monotonic() + self._timeout_s):
             self._exchange()
+        pass_on = self._way_to_the_threads()
+        while pass_on is not None and len(self._buffer) > 1:
+            pass_on(self._buffer.popleft())
         return self._buffer.popleft() if self._buffer else None
 
     def ack(self, message: MessageProxy) -> None:
@@ -118,8 +124,8 @@ class LaneConsumer(Consumer):
 
     def bring(self, taken: Sequence[Taken]) -> None:
         messages = [message for one in taken if (message := self._opened(one)) is not None]
-        pass_on: Callable[[LaneMessage], None] | None = getattr(self._caller, "handle_message", None)
-        if pass_on is not None:  # to the worker threads, as our caller would, without waking it first
+        pass_on = self._way_to_the_threads()
+        if pass_on is not None:  # without waking our caller first
             for message in messages:
                 pass_on(message)
         elif messages:
@@ -128,6 +134,10 @@ class LaneConsumer(Consumer):
                 self._lease.changed.notify_all()
 
     # -- the inside ----------------------------------------------------------------------------------------------------
+
+    def _way_to_the_threads(self) -> Callable[[LaneMessage], None] | None:
+        """How our caller passes a message on, where it is Dramatiq's."""
+        return getattr(self._caller, "handle_message", None)
 
     def _end(self, message: MessageProxy) -> None:
         if isinstance(message, LaneMessage) and not message.withdrawn:
