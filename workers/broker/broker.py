@@ -62,7 +62,7 @@ class LaneBroker(Broker):
         self.staff = Staff()
         self.lease = Lease(lambda: bus.store, int(bus.limits.lease_s * 1000), self.staff, concurrency)
         self._unsure: dict[str, str] = {}  # message id -> id of the job that it may have become
-        self._stack: tuple[Middleware, ...] = ()
+        self._stack: list[Middleware] = []
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., None]]]] = {}
         super().__init__(middleware)
 
@@ -150,13 +150,12 @@ class LaneBroker(Broker):
 
     def _listening(self, hook: str) -> list[tuple[Middleware, Callable[..., None]]]:
         """Who has a hook, remembered until the stack changes (it is a public list, so it is compared)."""
-        stack = tuple(self.middleware)
-        if stack != self._stack:
-            self._stack, self._hooks = stack, {}
+        if self.middleware != self._stack:
+            self._stack, self._hooks = list(self.middleware), {}
         found = self._hooks.get(hook)
         if found is None:
             idle = (None, getattr(Middleware, hook, None))
-            found = [(one, getattr(one, hook)) for one in stack if getattr(type(one), hook, None) not in idle]
+            found = [(one, getattr(one, hook)) for one in self._stack if getattr(type(one), hook, None) not in idle]
             if hook.startswith("before_"):
                 found.sort(key=lambda each: getattr(each[0], "goes_last", False))  # past what an app has added later
             self._hooks[hook] = found

@@ -301,8 +301,10 @@ def _plain_message(taken: Taken, options: dict[str, Any]) -> Message[Any]:
         raise ValueError("a field of this Dramatiq message is of a wrong type")
     message.options.pop("throws", None)  # classes: no JSON
     message.options.update(options)
-    args, kwargs, (queue, handler, _) = message.args, message.kwargs, taken.route
-    return Message(queue, handler, args, kwargs, message.options, message.message_id, message.message_timestamp)
+    put = object.__setattr__  # messages are frozen; thousands may wait, and share these texts
+    put(message, "queue_name", taken.route.queue)
+    put(message, "actor_name", taken.route.handler)
+    return message
 
 
 def undecodable(taken: Taken, why: str, now_ms: int) -> Settlement:
