@@ -53,6 +53,7 @@ _SECOND: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]
 _SCHEMA: Final = "urn:callboard:"
 
 
+@lru_cache(maxsize=16)
 def rfc3339(ms: int) -> str:
     """Milliseconds since 1970 as RFC 3339 text in UTC, as in ``2026-07-28T09:30:00.125Z``."""
     second, rest = divmod(ms, 1000)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from bus import ids
 from bus.ids import epoch, token, uuid7
 
 
@@ -47,6 +48,24 @@ def test_ids_rise_while_the_clock_steps_back() -> None:
     made = [uuid7(now_ms - back) for back in range(0, 10_000, 10)]
 
     assert made == sorted(set(made))
+
+
+def test_the_first_id_of_a_process_may_be_of_1970(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids, "_latest", ids._Latest())  # noqa: SLF001 - a process's first id is made once
+    assert re.fullmatch(r"00000000-0000-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", uuid7(0))
+
+
+def test_random_bits_that_run_over_carry_into_the_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    latest = ids._Latest()  # noqa: SLF001 - as above
+    monkeypatch.setattr(ids, "_latest", latest)
+    now_ms = 0x1_0000_FFFF
+    before = uuid7(now_ms)
+    latest.parts = now_ms, (1 << 74) - 1, before[:15]
+
+    after = uuid7(now_ms)
+
+    assert uuid.UUID(after).int >> 80 == now_ms + 1
+    assert before < after < uuid7(now_ms)
 
 
 def test_ids_of_many_threads_are_unique() -> None:
