@@ -23,12 +23,13 @@ from functools import partial
 
 from dramatiq import Worker
 
-from bus import Bus
+from bus import Bus, BusError
 from bus.bindings import Binding
 from workers.broker import LaneBroker
 from workers.errors import BootFailed
 from workers.loop import Stage, WorkerLoop
 from workers.notices import WorkerBooted, WorkerQuiet, WorkerStopped
+from workers.queues import Queues
 from workers.resources import Lifespan, Resources
 from workers.teller import Teller
 from workers.whereabouts import apps_part, counted
@@ -96,6 +97,7 @@ class Runtime:
             cause = error.with_traceback(apps_part(error.__traceback__))  # our own frames tell nobody anything
             raise BootFailed(f"the worker could not start: {_line(error)}{hint}") from cause
         self._working = True
+        self._tell_of_pauses(broker)
         self.teller.say(WorkerBooted, boot_ms=_ms_since(began_at))
         if self.failed:  # a lifespan is lost already
             self.quiet(broker)
@@ -133,6 +135,16 @@ class Runtime:
         _try("the teller", self.teller.close)
         _try("the bus", self._bus.rest)
         self._worker = None
+
+    def _tell_of_pauses(self, broker: LaneBroker) -> None:
+        """Whoever starts a worker that then does nothing should know why."""
+        try:
+            paused = [name for name in Queues(self._bus).paused() if name in broker.queues or name in broker.actors]
+        except BusError as error:
+            log.debug("what is paused could not be looked up: %s", error)
+            return
+        if paused:
+            log.warning("paused, and nothing of it is taken until 'callboard queues resume': %s", ", ".join(paused))
 
     def _lose(self, broker: LaneBroker) -> None:
         """A lifespan has failed while it was open: what needs it must not go on taking work."""

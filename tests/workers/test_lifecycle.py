@@ -48,6 +48,29 @@ def test_tasks_that_handlers_left_behind_are_cancelled_and_their_finally_runs(ap
     assert story == ["lingering", "cancelled"]
 
 
+def test_a_worker_of_what_is_paused_says_so_as_it_starts(app: App, bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    @app.on(Cue, name="paused_before", queue="plain")
+    def handler(event: Cue) -> None: ...
+
+    @app.on(Cue, name="in_a_paused_queue", queue="halted")
+    def another(event: Cue) -> None: ...
+
+    bus.usable()
+    for name in ("plain|paused_before", "halted", "somebody_elses"):
+        bus.store.pause(name)
+    with working(app):
+        pass
+    told = [record for record in caplog.records if "is taken until" in record.getMessage()]
+    for name in ("plain|paused_before", "halted", "somebody_elses"):
+        bus.store.resume(name)
+    with working(app):
+        pass
+
+    assert [record.levelname for record in told] == ["WARNING"]
+    assert told[0].getMessage().endswith("'callboard queues resume': halted, paused_before")
+    assert len([record for record in caplog.records if "is taken until" in record.getMessage()]) == 1
+
+
 def test_what_a_stopping_worker_had_not_begun_is_the_next_ones_in_order(app: App, bus: Bus) -> None:
     begun, release = threading.Event(), threading.Event()
     handled: list[int] = []
