@@ -44,6 +44,26 @@ def test_a_queue_is_looked_at_filled_and_emptied_as_a_queue(app: App) -> None:
         view.get_nowait()
 
 
+def test_middleware_that_is_added_or_taken_away_late_is_asked_from_then_on(app: App) -> None:
+    seen: list[int] = []
+
+    class Late(Middleware):
+        def before_enqueue(self, broker: dramatiq.Broker, message: Message[None], delay: int | None) -> None:  # noqa: ARG002 - a hook
+            seen.append(message.args[0])
+
+    @dramatiq.actor(broker=app.broker)
+    def note(n: int) -> None: ...
+
+    late = Late()
+    note.send(1)
+    app.broker.add_middleware(late)
+    note.send(2)
+    app.broker.middleware.remove(late)
+    note.send(3)
+
+    assert seen == [2]
+
+
 def test_jobs_in_flight_are_unfinished_and_no_longer_in_the_queue(app: App) -> None:
     seen: list[tuple[int, int]] = []
 
