@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Empty, Queue
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -206,6 +208,27 @@ def test_a_thread_that_is_ended_while_it_waits_takes_no_item_along(queue: WorkQu
         while queue.qsize():
             got.append(queue.get(timeout=0))
         assert Item(1, number) in got, "it was handed to who had gone"
+
+
+@pytest.mark.parametrize("moment", ["c_call", "c_return"])
+def test_a_thread_that_is_struck_as_it_takes_an_item_leaves_it_where_it_was(queue: WorkQueue, moment: str) -> None:
+    class Struck(BaseException):
+        pass
+
+    def strike(frame: FrameType, event: str, function: object) -> None:
+        if event == moment and frame.f_code is WorkQueue.get.__code__ and "popleft" in repr(function):
+            raise Struck
+
+    for number in range(3):
+        queue.put(Item(0, number))
+    sys.setprofile(strike)
+    try:
+        with pytest.raises(Struck):
+            queue.get()
+    finally:
+        sys.setprofile(None)
+
+    assert [queue.get(timeout=0).message for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_wait_cannot_end_before_it_begins(queue: WorkQueue) -> None:

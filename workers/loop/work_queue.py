@@ -73,11 +73,15 @@ class WorkQueue(PriorityQueue[Any]):
         if timeout is not None and timeout < 0:
             raise ValueError("'timeout' must be a non-negative number")
         me: _Waiting | None = None
+        line: deque[Any] | None = None
+        first: Any = _NOTHING
         try:
             with self.mutex:
-                for line in self._lines.values():
-                    if line:
-                        return line.popleft()
+                line = next(filter(None, self._lines.values()), None)
+                if line is not None:
+                    first = line[0]  # known before it is taken, or who is struck between the two would take it along
+                    line.popleft()
+                    return first
                 if not block:
                     raise Empty  # noqa: TRY301 - nothing was begun yet
                 me = self._comer()
@@ -86,11 +90,14 @@ class WorkQueue(PriorityQueue[Any]):
                 with self.mutex:
                     self._leave(me)
         except BaseException:  # a time limit that strikes late ends the thread, and must not take an item along
-            if me is not None:
-                with self.mutex:
+            with self.mutex:
+                if me is not None:
                     self._leave(me)
-                    if me.item is not _NOTHING:
-                        self._serve(me.item)
+                    first = me.item
+                elif line and line[0] is first:
+                    first = _NOTHING  # it was not taken yet
+                if first is not _NOTHING:
+                    self._serve(first, again=True)
             raise
         if me.item is _NOTHING:
             raise Empty
@@ -120,21 +127,22 @@ class WorkQueue(PriorityQueue[Any]):
         elif one in self._waiting:
             self._waiting.remove(one)
 
-    def _serve(self, item: Any) -> None:
-        """Hand it to whoever waits, or keep it. Under ``mutex``."""
+    def _serve(self, item: Any, *, again: bool = False) -> None:
+        """Hand it to whoever waits, or keep it; ``again``: it stood before the others. Under ``mutex``."""
         standing = self._standing
         if standing is not None and standing.item is _NOTHING and (standing.puts or not self._waiting):
             standing.serve(item)  # and nobody takes its place before it has left it, or the call would be for that one
         elif self._waiting:
             self._waiting.pop().serve(item)
         else:
-            self._keep(item)
+            line = self._line_of(item.priority)
+            (line.appendleft if again else line.append)(item)
 
-    def _keep(self, item: Any) -> None:
-        """Let it wait in its line. A heap would compare it with half a dozen others on its way in and out."""
-        if item.priority not in self._lines:
-            self._lines = dict(sorted({**self._lines, item.priority: deque()}.items()))
-        self._lines[item.priority].append(item)
+    def _line_of(self, priority: int) -> deque[Any]:
+        """Where what has this priority waits. A heap would compare it with half a dozen others on its way in and out."""
+        if priority not in self._lines:
+            self._lines = dict(sorted({**self._lines, priority: deque()}.items()))
+        return self._lines[priority]
 
 
 class _Waiting:
