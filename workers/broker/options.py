@@ -23,9 +23,14 @@ def check_options(actor: str, options: Mapping[str, Any]) -> None:
     if retries is not None and (not _is(int, retries) or retries < 0):
         raise InvalidHandler(f"max_retries= of {actor} is {WHOLE}")
     for name, what in _SPANS.items():
-        span = options.get(name)
-        if span is not None and (not _is((int, float), span) or not (span > 0 if what is LIMIT else span >= 0)):
+        span = options.get(name, 1)
+        if span is None and name == "max_age":
+            continue
+        if not _is((int, float), span) or not (span > 0 if what is LIMIT else span >= 0):
             raise InvalidHandler(f"{name}= of {actor} is {what}")
+    retry_when = options.get("retry_when")
+    if retry_when is not None and not callable(retry_when):
+        raise InvalidHandler(f"retry_when= of {actor} is a function of the number of retries and the error")
 
 
 def check_names(handler: str, options: Mapping[str, Any], known: set[str]) -> None:
