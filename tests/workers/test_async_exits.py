@@ -147,13 +147,19 @@ def test_what_a_handler_raises_when_its_worker_ends_is_no_failure(
     app: App, bus: Bus, act: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
     begun = threading.Event()
+    told: list[Any] = []
 
-    @app.on(Cue, name="handler", max_retries=0)
+    @dramatiq.actor(broker=app.broker, queue_name="told")
+    def failed(*what: Any) -> None:
+        told.append(what)
+
+    @app.on(Cue, name="handler", max_retries=0, on_failure="failed")
     async def handler(event: Cue) -> None:
         begun.set()
         await act()
 
     is_handed_back_by_a_stop(app, bus, begun)
+    assert (bus.store.pending("told"), told) == (0, []), "somebody was told of a failure"
 
 
 def test_a_handler_that_resists_its_time_limit_and_then_ends_with_its_worker_has_not_failed(app: App, bus: Bus) -> None:
