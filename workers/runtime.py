@@ -29,7 +29,6 @@ from workers.broker import LaneBroker
 from workers.errors import BootFailed
 from workers.loop import Stage, WorkerLoop
 from workers.notices import WorkerBooted, WorkerQuiet, WorkerStopped
-from workers.queues import Queues
 from workers.resources import Lifespan, Resources
 from workers.teller import Teller
 from workers.whereabouts import apps_part, counted
@@ -139,12 +138,14 @@ class Runtime:
     def _tell_of_pauses(self, broker: LaneBroker) -> None:
         """Whoever starts a worker that then does nothing should know why."""
         try:
-            paused = [name for name in Queues(self._bus).paused() if name in broker.queues or name in broker.actors]
+            paused = self._bus.store.census().paused
         except BusError as error:
             log.debug("what is paused could not be looked up: %s", error)
             return
-        if paused:
-            log.warning("paused, and nothing of it is taken until 'callboard queues resume': %s", ", ".join(paused))
+        called = {queue: queue for queue in broker.queues}
+        called |= {f"{queue}|{name}": name for queue in broker.queues for name in broker.handlers_of(queue)}
+        if halted := sorted(name for place, name in called.items() if place in paused):
+            log.warning("paused, and nothing of it is taken until 'callboard queues resume': %s", ", ".join(halted))
 
     def _lose(self, broker: LaneBroker) -> None:
         """A lifespan has failed while it was open: what needs it must not go on taking work."""

@@ -56,12 +56,13 @@ def test_a_worker_of_what_is_paused_says_so_as_it_starts(app: App, bus: Bus, cap
     def another(event: Cue) -> None: ...
 
     bus.usable()
-    for name in ("plain|paused_before", "halted", "somebody_elses"):
+    paused = ("plain|paused_before", "halted", "somebody_elses", "old_place|in_a_paused_queue", "paused_before")
+    for name in paused:
         bus.store.pause(name)
     with working(app):
         pass
     told = [record for record in caplog.records if "is taken until" in record.getMessage()]
-    for name in ("plain|paused_before", "halted", "somebody_elses"):
+    for name in paused:
         bus.store.resume(name)
     with working(app):
         pass
