@@ -39,9 +39,9 @@ class Standby(Protocol):
 class WorkQueue(PriorityQueue[Any]):
     """A worker's queue that keeps the async jobs from its threads, and counts them as any others: ``join`` waits for them.
 
-    It never fills up. Of each priority the first to come is the first to be served. A thread that waits is handed its item: a condition would wake it to look for one, a dozen steps
-    further on. The last who began to wait is the first to be served, for what it needs may be in a cache still; but the one
-    that stands by is left there as long as another one waits.
+    It never fills up. Of each priority the first to come is the first to be served. A thread that waits is handed its item: a
+    condition would wake it to look for one, a dozen steps further on. The last who began to wait is the first to be served, for
+    what it needs may be in a cache still; but the one that stands by is left there as long as another one waits.
     """
 
     def __init__(self, elsewhere: Elsewhere, standby: Standby) -> None:
