@@ -55,8 +55,11 @@ def test_a_worker_of_what_is_paused_says_so_as_it_starts(app: App, bus: Bus, cap
     @app.on(Cue, name="in_a_paused_queue", queue="halted")
     def another(event: Cue) -> None: ...
 
+    @app.on(Cue, name="goes_on", queue="plain")
+    def a_third(event: Cue) -> None: ...
+
     bus.usable()
-    paused = ("plain|paused_before", "halted", "somebody_elses", "old_place|in_a_paused_queue", "paused_before")
+    paused = ("plain|paused_before", "halted", "somebody_elses", "old_place|goes_on", "goes_on")
     for name in paused:
         bus.store.pause(name)
     with working(app):
