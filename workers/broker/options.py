@@ -23,9 +23,9 @@ def check_options(actor: str, options: Mapping[str, Any]) -> None:
     if retries is not None and (not _is(int, retries) or retries < 0):
         raise InvalidHandler(f"max_retries= of {actor} is {WHOLE}")
     for name, what in _SPANS.items():
-        span = options.get(name, 1)
-        if span is None and name == "max_age":
+        if name not in options or (name == "max_age" and options[name] is None):
             continue
+        span = options[name]
         if not _is((int, float), span) or not (span > 0 if what is LIMIT else span >= 0):
             raise InvalidHandler(f"{name}= of {actor} is {what}")
     retry_when = options.get("retry_when")
