@@ -6,7 +6,8 @@
 --       6 idempotency window ms,
 --       7 where the posts begin, then for each route: queue, handler, priority;
 --       then for each post: id, token, topics, body, due, number of jobs, then for each job: where its route stands, lane key
--- Answer {"ok", for each post: position, 1 if a duplicate else 0}
+-- Answer {"ok", epoch, the last number before the first new post, then for each duplicate: its place in the batch, its position};
+--          the new ones have the numbers that follow, in order, and the tokens they came with
 --        {"stale", version, HGETALL of the bindings}: nothing was written
 --        {"closed", the log's last position}: nothing was written
 --
@@ -22,12 +23,13 @@ local current, closed = counters[1] or '0', top[7]
 
 -- Where nothing may be written, posts can be answered still if every one is a duplicate.
 if current ~= ARGV[2] or closed then
-  local answer, at = { 'ok' }, first
+  local answer, at, place = { 'ok', '', 0 }, first, 0
   while ARGV[at] do
+    place = place + 1
     local known = call('GET', P .. 'seen:' .. ARGV[at])
     if not known and current ~= ARGV[2] then return { 'stale', current, call('HGETALL', P .. 'bindings') } end
     if not known then return { 'closed', top[1] .. '-' .. (top[2] or '0') .. '-' .. (top[3] or '0') } end
-    answer[#answer + 1], answer[#answer + 2] = known, 1
+    answer[#answer + 1], answer[#answer + 2] = place, known
     at = at + 6 + 2 * ARGV[at + 5]
   end
   return answer
@@ -44,16 +46,19 @@ local now = now_ms()
 local time = string.format('%d', now) -- once: the server writes a number out with all that a double may have
 local epoch, seq, token, oldest = top[1] or ARGV[3], tonumber(top[2] or 0), top[3] or '0', tonumber(top[4] or now)
 local before, job = seq, tonumber(counters[2] or 0)
-local answer, bodies, wanted = { 'ok' }, {}, {}
+local answer, bodies, wanted = { 'ok', epoch, seq }, {}, {}
 
 -- An id that stands in the batch twice finds itself.
-local at = first
+local at, place = first, 0
 while ARGV[at] do
+  place = place + 1
   local mine, jobs = ARGV[at + 1], tonumber(ARGV[at + 5])
   local number = string.format('%d', seq + 1)
   local position = epoch .. '-' .. number .. '-' .. mine
   local known = call('SET', P .. 'seen:' .. ARGV[at], position, 'NX', 'GET', 'PX', ARGV[6])
-  if not known then
+  if known then
+    answer[#answer + 1], answer[#answer + 2] = place, known
+  else
     if seq == 0 then
       call('SADD', P .. 'logs', log)
       -- A log that lost its numbers starts again from 1; entries of its former life would refuse them.
@@ -74,7 +79,6 @@ while ARGV[at] do
       place_job(ARGV[route + 2], ARGV[route], ARGV[route + 1], ARGV[each + 1], name, due, now, kept)
     end
   end
-  answer[#answer + 1], answer[#answer + 2] = known or position, known and 1 or 0
   at = at + 6 + 2 * jobs
 end
 if seq == before then return answer end

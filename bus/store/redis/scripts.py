@@ -29,6 +29,7 @@ from bus.store.base import (
     Job,
     OwnLimits,
     Page,
+    Post,
     Retrying,
     Route,
     Settlement,
@@ -150,15 +151,24 @@ def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
     arguments.append(ROUTES_AT + 3 * len(routes))
     for route in routes:
         arguments += route
-    return Call(script("append"), arguments + posts, _appended, tells=True)
+    return Call(script("append"), arguments + posts, partial(_appended, batch.posts), tells=True)
 
 
-def _appended(answer: Sequence[Any]) -> list[Appended] | Stale | Ended:
+def _appended(posts: Sequence[Post], answer: Sequence[Any]) -> list[Appended] | Stale | Ended:
     if answer[0] == b"stale":
         return stale(answer[1], answer[2])
     if answer[0] == b"closed":
         return Ended(Position.written(answer[1].decode()))
-    return [Appended(Position.written(answer[at].decode()), answer[at + 1] == 1) for at in range(1, len(answer), 2)]
+    _, offered, number, *known = answer
+    epoch, before, written = offered.decode(), dict(zip(known[::2], known[1::2], strict=True)), Position.written
+    appended: list[Appended] = []
+    for place, post in enumerate(posts, 1):
+        if place in before:
+            appended.append(Appended(written(before[place].decode()), duplicate=True))
+        else:
+            number += 1
+            appended.append(Appended(written(f"{epoch}-{number}-{post.token}"), duplicate=False))
+    return appended
 
 
 def stale(version: bytes | None, pairs: Sequence[bytes] | dict[bytes, bytes]) -> Stale:
