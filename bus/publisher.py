@@ -28,7 +28,7 @@ from bus.store.base import Appended, Batch, Ended, Post, Stale, Whisper
 __all__ = ["Answer", "Delay", "Pause", "Publication", "Publisher", "Receipt"]
 
 BATCH = 500
-"""Posts in one script call at most, so that no call holds the server up for long."""
+"""Posts in one round trip at most."""
 BATCH_BYTES = 4 << 20
 
 FIRST_PAUSE_S = 0.02
@@ -129,7 +129,9 @@ class Publisher:
     def plan(self, batches: Sequence[Batch]) -> Plan:
         """Append all, again and again where it is safe and of use, until answered or past the deadline.
 
-        One batch at a time, so that no event is ever passed by a later one.
+        One batch at a time, so that no event is ever passed by a later one. Where a store took only the first of one, the
+        rest is sent again, and so is told what was in its way. Whatever is sent again offers another epoch, for the log may
+        have lived and ended meanwhile.
         """
         receipts: list[Receipt] = []
         deadline, pause_s, unknown = time.monotonic() + self._limits.deadline_s, FIRST_PAUSE_S, False
@@ -141,8 +143,11 @@ class Publisher:
                 sent_at = time.monotonic()
                 answer = yield batch
                 if isinstance(answer, list):
-                    break
-                if isinstance(answer, BusUnavailable):
+                    receipts += map(_receipt, batch.posts, answer)
+                    if len(answer) == len(batch.posts):
+                        break
+                    batch = batch._replace(epoch=ids.epoch(), posts=batch.posts[len(answer) :])
+                elif isinstance(answer, BusUnavailable):
                     # Once unknown, always unknown: a later refusal says nothing of what was sent before.
                     unknown = unknown or answer.outcome == "unknown"
                     took_s = time.monotonic() - sent_at  # a server that hangs lets the next attempt take as long
@@ -150,12 +155,11 @@ class Publisher:
                         raise _given_up(answer, batch.posts[0].id, unknown=unknown)
                     yield Pause(pause_s)
                     pause_s = min(2 * pause_s, LAST_PAUSE_S)
-                    batch = batch._replace(epoch=ids.epoch())  # the log may have lived and ended meanwhile
+                    batch = batch._replace(epoch=ids.epoch())
                 elif isinstance(answer, Ended):
                     raise LogClosed(batch.log, answer.position, batch.posts[0].id)
                 elif isinstance(answer, Stale) and answer.version != self._routing.version:
                     self._routing = Routing(answer)
-            receipts += map(_receipt, batch.posts, answer)
             unknown = False
         return receipts
 

@@ -164,4 +164,4 @@ def _write(store: Store, log: str, epoch: str, entries: list[Entry]) -> None:
     if posts:
         posts[-1] = posts[-1]._replace(token=first.prev)
     posts += [Post(ids.uuid7(0), one.token, one.topics, one.body) for one in entries]
-    store.append(Batch(log, Limits(len(entries), DAY_MS), 1, epoch, 0, posts))
+    store.append(Batch(log, Limits(len(entries), DAY_MS), DAY_MS, epoch, 0, posts))

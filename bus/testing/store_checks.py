@@ -99,12 +99,17 @@ def batch(
 
 
 def append(store: Store, one: Batch) -> list[Appended]:
-    """Append a batch whose bindings are current."""
-    answer = store.append(one)
-    assert not isinstance(answer, Stale), f"the batch was matched with the current bindings, and the answer is {answer}"
-    assert not isinstance(answer, Ended), f"nobody closed the log, and the answer is {answer}"
-    assert len(answer) == len(one.posts), f"{len(one.posts)} posts and {len(answer)} answers"
-    return answer
+    """Append a batch whose bindings are current, as a publisher does: what the store left over is appended again."""
+    answers: list[Appended] = []
+    while True:
+        answer = store.append(one._replace(posts=one.posts[len(answers) :]))
+        assert not isinstance(answer, Stale), f"it was matched with the current bindings, and the answer is {answer}"
+        assert not isinstance(answer, Ended), f"nobody closed the log, and the answer is {answer}"
+        answers += answer
+        assert len(answers) <= len(one.posts), f"{len(one.posts)} posts and {len(answers)} answers"
+        if len(answers) == len(one.posts):
+            return answers
+        assert answer, "nothing of it was appended, and nobody said why"
 
 
 def write(store: Store, *contents: bytes, log: str = "main") -> list[Appended]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from bus.clock import Clock
 from bus.store.base import Appended, Store
 from bus.store.memory import MemoryStore
 from bus.store.redis import RedisStore
-from bus.testing.store_checks import HOME, Worker, batch, post
+from bus.testing.store_checks import HOME, Worker, append, batch, post
 
 IDS = st.sampled_from("abcdefgh")
 LOGS = st.sampled_from(["main", "run:1"])
@@ -20,6 +21,12 @@ CALLS = st.lists(st.lists(st.tuples(LOGS, st.lists(IDS, max_size=6)), max_size=4
 """Calls of batches: a log and ids."""
 
 examples = count()
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server a batch travels in pieces; so small ones have every kind of repeat at their seams."""
+    monkeypatch.setattr("bus.store.redis.scripts.PIECE", 2)
 
 
 def fresh_store(mode: str, url: str, namespace: str) -> Store:
@@ -80,7 +87,6 @@ def publish(store: Store, calls: list[list[tuple[str, list[str]]]]) -> list[Told
             for log, names in call
         ]
         for asked in batches:
-            answers = store.append(asked)
-            assert isinstance(answers, list)
+            answers = append(store, asked)
             told += (Told(asked.log, one.id, one.body, its) for one, its in zip(asked.posts, answers, strict=True))
     return told

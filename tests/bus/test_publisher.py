@@ -6,20 +6,20 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import Field
 
 from bus.bindings import Binding
 from bus.clock import Clock
-from bus.errors import BusUnavailable
+from bus.errors import BusUnavailable, LogClosed
 from bus.events import Event
 from bus.position import Position
 from bus.publication import Publication, drafted
 from bus.publisher import BATCH, BATCH_BYTES, Answer, Pause, Plan, Publisher, Receipt
 from bus.settings import Limits
-from bus.store.base import Appended, Batch, OwnLimits, Route, Stale
+from bus.store.base import Appended, Batch, Ended, OwnLimits, Route, Stale
 
 
 class Posted(Event, type="publisher.posted"):
@@ -231,6 +231,53 @@ def test_once_unknown_is_always_unknown() -> None:
             refused_for_ever(plan)
 
     assert (told.value.outcome, told.value.id) == ("unknown", "mine")
+
+
+def test_what_a_store_did_not_take_is_sent_again_behind_what_it_took() -> None:
+    mine = publisher()
+    (first,) = batches(mine, *[Publication(POSTED, id=str(n)) for n in range(5)])
+
+    with going(mine.plan([first])) as plan:
+        sent(plan)
+        rest = sent(plan, taken(first)[:2])
+        last = sent(plan, taken(rest, 3)[:1])
+        receipts = ended(plan, taken(last, 4))
+
+    assert [post.id for post in rest.posts] == ["2", "3", "4"]
+    assert [post.id for post in last.posts] == ["3", "4"]
+    assert len({first.epoch, rest.epoch, last.epoch}) == 3, (
+        "the log may have begun another life: an epoch is offered once"
+    )
+    assert [(receipt.id, receipt.position.seq) for receipt in receipts] == [(str(n), n + 1) for n in range(5)]
+
+
+@pytest.mark.parametrize("before", ["refused", "unknown"])
+def test_a_refusal_names_the_first_that_was_not_taken(before: Literal["refused", "unknown"]) -> None:
+    """Of a try before nothing is known but its outcome: all of it may have arrived."""
+    mine = publisher(deadline_s=0.05)
+    (first,) = batches(mine, *[Publication(POSTED, id=str(n)) for n in range(5)])
+
+    with going(mine.plan([first])) as plan:
+        sent(plan)
+        again = sent(plan, BusUnavailable("away", outcome=before))
+        sent(plan, taken(again)[:2])
+        with pytest.raises(BusUnavailable) as told:
+            refused_for_ever(plan)
+
+    assert (told.value.outcome, told.value.id) == (before, "2")
+
+
+def test_a_log_that_ended_meanwhile_names_the_first_that_it_did_not_take() -> None:
+    mine = publisher()
+    (first,) = batches(mine, *[Publication(POSTED, id=str(n)) for n in range(3)])
+
+    with going(mine.plan([first])) as plan:
+        sent(plan)
+        sent(plan, taken(first)[:1])
+        with pytest.raises(LogClosed) as told:
+            plan.send(Ended(Position("e1", 1, "t")))
+
+    assert told.value.id == "1"
 
 
 def refused_for_ever(plan: Plan) -> None:

@@ -18,12 +18,15 @@ from typing import Any, cast
 import pytest
 import redis
 from redis.crc import key_slot
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import NoScriptError
 
 from bus import Bus, Event, Publication
 from bus.bindings import Binding
 from bus.errors import BusUnavailable, InvalidSettings, UnsafeServer
-from bus.store.base import Announced, Ended, Job, Route, Stale, Whisper
-from bus.store.redis import RedisStore, blocking
+from bus.store.base import Announced, Appended, Batch, Ended, Job, Route, Stale, Whisper
+from bus.store.redis import RedisStore, blocking, scripts
+from bus.store.redis.scripts import PIECE, Call
 from bus.store.redis.wire import AHEAD, pack
 from bus.testing import QUEUE_CHECKS
 from bus.testing.log_checks import LOG_CHECKS
@@ -106,16 +109,16 @@ def test_a_publish_is_one_command(server: Server, redis_url: str, namespace: str
 
 
 @pytest.mark.usefixtures("always_warm")
-def test_a_publish_of_a_hundred_is_one_command(server: Server, redis_url: str, namespace: str) -> None:
+def test_a_publish_of_many_is_one_command_for_each_piece(server: Server, redis_url: str, namespace: str) -> None:
     bus = Bus(redis_url, namespace=namespace)
     with closing_bus(bus):
         bus.publish_sync(Noted(n=0))
 
         with commands_seen(server) as seen:
-            receipts = bus.publish_many_sync(Publication(Noted(n=n)) for n in range(100))
+            receipts = bus.publish_many_sync(Publication(Noted(n=n)) for n in range(2 * PIECE + 1))
 
-    assert seen == ["EVALSHA"]
-    assert [receipt.position.seq for receipt in receipts] == list(range(2, 102))
+    assert seen == ["EVALSHA"] * 3
+    assert [receipt.position.seq for receipt in receipts] == list(range(2, 2 * PIECE + 3))
 
 
 @pytest.mark.usefixtures("always_warm")
@@ -125,9 +128,9 @@ async def test_a_publish_on_a_loop_is_one_command(server: Server, redis_url: str
 
         with commands_seen(server) as seen:
             await bus.publish(Noted(n=1))
-            await bus.publish_many(Publication(Noted(n=n)) for n in range(100))
+            await bus.publish_many(Publication(Noted(n=n)) for n in range(PIECE + 1))
 
-    assert seen == ["EVALSHA", "EVALSHA"]
+    assert seen == ["EVALSHA"] * 3
 
 
 @contextmanager
@@ -149,6 +152,97 @@ def test_an_event_with_many_jobs_is_one_command(server: Server, store: RedisStor
 
     assert seen == ["EVALSHA"]
     assert store.pending("q") == 50
+
+
+# -- pieces of a batch -------------------------------------------------------------------------------------------------
+
+
+def pieces(many: int, **options: Any) -> tuple[Batch, list[Call[list[Appended] | Stale | Ended]]]:
+    """A batch, and the calls that it is sent in, which nobody has sent yet."""
+    whole = batch(*(post(b"%d" % n) for n in range(many * PIECE)), **options)
+    return whole, scripts.append(whole)
+
+
+@pytest.fixture
+def send(server: Server, store: RedisStore) -> Iterator[Callable[[Call[Any]], Any]]:
+    """Run a call by itself. What the server says."""
+    with server.client() as client:
+        yield lambda call: client.eval(call.script.text, 1, store.prefix, *call.arguments)
+
+
+def kept(store: RedisStore) -> list[bytes]:
+    """What the log has."""
+    return [entry.body for entry in store.read("main", "e", 0, 10_000).entries]
+
+
+def test_a_piece_goes_in_only_behind_the_one_before(store: RedisStore, send: Callable[[Call[Any]], Any]) -> None:
+    whole, (first, second, third) = pieces(3)
+
+    said = [send(call)[0] for call in (second, third, first, third, second, third)]
+
+    assert said == [b"behind", b"behind", b"ok", b"behind", b"ok", b"ok"]
+    assert kept(store) == [post.body for post in whole.posts]
+
+
+def test_what_somebody_else_published_under_an_id_is_not_the_piece_before(
+    store: RedisStore, send: Callable[[Call[Any]], Any]
+) -> None:
+    whole, (_, second) = pieces(2)
+    append(store, batch(post(b"theirs", id=whole.posts[PIECE - 1].id)))
+
+    assert send(second) == [b"behind"]
+    answers = append(store, whole)
+
+    assert [answer.duplicate for answer in answers] == [n == PIECE - 1 for n in range(2 * PIECE)]
+    assert kept(store) == [b"theirs", *(each.body for n, each in enumerate(whole.posts) if n != PIECE - 1)]
+
+
+def test_a_server_that_fills_up_in_the_midst_of_a_batch_has_the_first_of_it(
+    start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server(maxmemory_policy="noeviction")
+    bus = Bus(server.url, namespace=namespace, deadline_s=0.001)
+    large = [Publication({"type": "test.large", "n": n, "text": "x" * 8_000}, id=str(n)) for n in range(500)]
+    with closing_bus(bus), server.client() as client:
+        bus.publish_many_sync(large[:1])
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 3_000_000)
+
+        with pytest.raises(BusUnavailable) as told:
+            bus.publish_many_sync(large[1:])
+
+        had = bus.store.read("main", "e", 0, 1_000).top
+        assert 1 < had < 500
+        assert (had - 1) % PIECE == 0
+        assert (told.value.outcome, told.value.id) == ("refused", str(had)), "the first that did not go in"
+
+        client.config_set("maxmemory", 0)
+        receipts = bus.publish_many_sync(large)
+    assert [receipt.position.seq for receipt in receipts] == list(range(1, 501))
+    assert [receipt.duplicate for receipt in receipts] == [n < had for n in range(500)]
+
+
+def test_a_log_that_ends_in_the_midst_of_a_batch_has_the_first_of_it(
+    store: RedisStore, send: Callable[[Call[Any]], Any]
+) -> None:
+    whole, (first, *others) = pieces(3)
+    went_in = first.answer(send(first))
+    store.close_log("main", "e1")
+    said = [send(call) for call in others]
+
+    assert [each[0] for each in said] == [b"closed", b"behind"]
+    assert scripts.joined(went_in, zip(others, said, strict=True)) == went_in
+    assert isinstance(store.append(whole._replace(posts=whole.posts[PIECE:])), Ended)
+
+
+def test_a_piece_that_may_have_arrived_before_is_not_told_as_one_that_did_not() -> None:
+    _, (_, second) = pieces(2)
+    unknown = NoScriptError("no such script")
+    lost = unknown.__cause__ = LostConnection("the connection broke")
+
+    with pytest.raises(LostConnection) as told:
+        scripts.joined([], [(second, unknown)])
+
+    assert told.value is lost
 
 
 def is_told(one: socket.socket) -> bool:

@@ -4,18 +4,27 @@
 -- KEYS  1 prefix
 -- ARGV  1 log, 2 bindings' version, 3 offered epoch, 4 cap, 5 ttl ms (either one with "=" before it: for the log to keep),
 --       6 idempotency window ms,
---       7 where the posts begin, then for each route: queue, handler, priority;
+--       7 and 8 id and token of the post behind which these go, or "" twice,
+--       9 where the posts begin, then for each route: queue, handler, priority;
 --       then for each post: id, token, topics, body, due, number of jobs, then for each job: where its route stands, lane key
 -- Answer {"ok", epoch, the last number before the first new post, then for each duplicate: its place in the batch, its position};
 --          the new ones have the numbers that follow, in order, and the tokens they came with
 --        {"stale", version, HGETALL of the bindings}: nothing was written
 --        {"closed", the log's last position}: nothing was written
+--        {"behind"}: the post before did not go in, so neither did these
 --
 -- Everything that can refuse stands before the first write: Lua has no rollback. Every call costs about a microsecond or
 -- two, and every table, string and function a part of one, so what the posts share is read and written once, and a post is
 -- read where it stands.
 
-local log, first = ARGV[1], tonumber(ARGV[7])
+-- All pieces of a batch were sent before the first had an answer. Where one is refused (memory is short, say, or the bindings
+-- have changed), nothing of the next ones may pass it.
+if ARGV[7] ~= '' then
+  local known = call('GET', P .. 'seen:' .. ARGV[7])
+  if not known or string.sub(known, -#ARGV[8]) ~= ARGV[8] then return { 'behind' } end
+end
+
+local log, first = ARGV[1], tonumber(ARGV[9])
 local meta, stream, live = P .. 'top:' .. log, P .. 'log:' .. log, P .. 'live:' .. log
 local counters = call('HMGET', P .. 'meta', 'v', 'j')
 local top = call('HMGET', meta, 'e', 's', 'k', 'o', 'x', 'r', 'c', 'n', 'l')

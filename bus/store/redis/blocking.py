@@ -114,7 +114,12 @@ class RedisStore:
     # -- the log side --------------------------------------------------------------------------------------------------
 
     def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
-        return self._run(scripts.append(batch))
+        first, *others = calls = scripts.append(batch)
+        try:
+            came, *more = self._lines.ask([self._command(call) for call in calls], tells=True, apart=bool(others))
+            return scripts.joined(self._answered(first, came), zip(others, more, strict=True))
+        except FOREIGN as error:
+            raise unavailable(self.link, error, writing=True) from error
 
     def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return self._run(scripts.announce(log, epoch, whispers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as LostConnection
@@ -28,15 +28,17 @@ class Commands:
     def __init__(self, link: Link, connect: Callable[[], Any]) -> None:
         self._line = Line(link, connect, _Asking)
 
-    async def ask(self, command: Command, *, tells: bool = False) -> Any:
-        """The answer; an error answer is returned, not raised. Whoever is cancelled loses nobody else's.
+    async def ask(self, commands: Sequence[Command], *, tells: bool = False) -> list[Any]:
+        """Send commands, none of anybody else's between them, and return their answers; an error answer is returned, not raised.
 
+        Each goes in a write of its own, so that the server is at work on it while the next is packed. Whoever is cancelled
+        loses nobody else's answers.
         ``tells``: see :data:`~bus.store.redis.wire.AHEAD`. Raises redis-py's ``ConnectionError`` and ``TimeoutError``.
         """
         talk = self._line.open()
         if not isinstance(talk, _Asking):
             talk = await talk
-        return await talk.ask(command, tells=tells)
+        return await asyncio.gather(*[talk.ask(command, tells=tells) for command in commands])
 
     def close(self) -> None:
         """Hang up; who still waits for an answer is told. Safe twice, usable afterwards."""

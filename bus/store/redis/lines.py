@@ -105,10 +105,10 @@ class Lines:
         self._shut = False
         self._pid = os.getpid()  # the last one: other threads look at it first
 
-    def ask(self, commands: Sequence[Command], *, tells: bool = False) -> list[Any]:
-        """Send commands in one write and return their answers; an error answer is returned, not raised.
+    def ask(self, commands: Sequence[Command], *, tells: bool = False, apart: bool = False) -> list[Any]:
+        """Send commands and return their answers; an error answer is returned, not raised.
 
-        ``tells``: see :data:`~bus.store.redis.wire.AHEAD`. Blocks for a round trip, and before it while all lines are in
+        ``tells`` and ``apart``: see :meth:`~bus.store.redis.wire.Wire.ask`. Blocks for a round trip, and before it while all lines are in
         use. Raises redis-py's ``ConnectionError`` and ``TimeoutError``; a line that raised is closed.
         """
         if self._pid != os.getpid():
@@ -126,7 +126,11 @@ class Lines:
             except IndexError:
                 line, rested = Wire(self._connect(), resting=self._resting), False
             try:
-                answers = self._rest(line, commands) if self._resting else line.ask(commands, look=alone, tells=tells)
+                answers = (
+                    self._rest(line, commands)
+                    if self._resting
+                    else line.ask(commands, look=alone, tells=tells, apart=apart)
+                )
             except LostConnection as lost:
                 if not rested or self._resting:
                     raise

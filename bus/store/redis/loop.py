@@ -28,6 +28,7 @@ from bus.store.redis.commands import Commands
 from bus.store.redis.link import ATTEMPT_S, Link, translated
 from bus.store.redis.live import LiveChannels
 from bus.store.redis.scripts import Call
+from bus.store.redis.wire import Command
 
 __all__ = ["RedisLoopStore"]
 
@@ -47,7 +48,10 @@ class RedisLoopStore:
         return f"<RedisLoopStore {self._prefix} at {self._link.where}>"
 
     async def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
-        return await self._run(scripts.append(batch))
+        first, *others = calls = scripts.append(batch)
+        with translated(self._link, writing=True):
+            came, *more = await self._commands.ask([self._command(call) for call in calls], tells=True)
+            return scripts.joined(await self._answered(first, came), zip(others, more, strict=True))
 
     async def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:
         return await self._run(scripts.announce(log, epoch, whispers))
@@ -70,14 +74,19 @@ class RedisLoopStore:
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
     async def _run(self, call: Call[T], *, writing: bool = True) -> T:
-        """As in the blocking store."""
         with translated(self._link, writing=writing):
-            command = ("EVALSHA", call.script.sha, 1, self._prefix, *call.arguments)
-            answer = await self._commands.ask(command, tells=call.tells)
-            if isinstance(answer, NoScriptError):
-                answer = await self._commands.ask(("EVAL", call.script.text, 1, self._prefix, *call.arguments))
-            if isinstance(answer, Exception):
-                raise answer
+            (answer,) = await self._commands.ask([self._command(call)], tells=call.tells)
+            return await self._answered(call, answer)
+
+    def _command(self, call: Call[Any]) -> Command:
+        return ("EVALSHA", call.script.sha, 1, self._prefix, *call.arguments)
+
+    async def _answered(self, call: Call[T], answer: Any) -> T:
+        """As in the blocking store."""
+        if isinstance(answer, NoScriptError):
+            (answer,) = await self._commands.ask([("EVAL", call.script.text, 1, self._prefix, *call.arguments)])
+        if isinstance(answer, Exception):
+            raise answer
         return call.answer(answer)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, partial
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -54,6 +54,7 @@ __all__ = [
     "enqueue",
     "exchange",
     "flush",
+    "joined",
     "logs",
     "pause",
     "poke",
@@ -75,8 +76,10 @@ _UNREAD = re.compile(r"'[^'\n]*'|--.*")
 """What names nothing in Lua: our strings, and the comments."""
 _NAME = re.compile(r"\w+")
 
-ROUTES_AT = 8
+ROUTES_AT = 10
 """Where in the arguments of an append the routes begin; in Lua the first one is 1."""
+PIECE = 50
+"""Posts in one script call at most: so long nobody else is served."""
 RETENTION_MS = 7 * 24 * 3600 * 1000
 """How long dead letters are kept."""
 END_REMEMBERED_MS = 30 * 24 * 3600 * 1000
@@ -132,8 +135,19 @@ def _names(code: str) -> set[str]:
 # -- the log side ------------------------------------------------------------------------------------------------------
 
 
-def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
-    """See :meth:`bus.store.base.Store.append`."""
+def append(batch: Batch) -> list[Call[list[Appended] | Stale | Ended]]:
+    """See :meth:`bus.store.base.Store.append`. Calls to be sent together, and read by :func:`joined`.
+
+    They are sent one by one: the server is at work on the first piece while we pack the next.
+    """
+    posts = batch.posts
+    if len(posts) <= PIECE:
+        return [_append(batch, None)]
+    starts = range(0, len(posts), PIECE)
+    return [_append(batch._replace(posts=posts[at : at + PIECE]), posts[at - 1] if at else None) for at in starts]
+
+
+def _append(batch: Batch, behind: Post | None) -> Call[list[Appended] | Stale | Ended]:
     arguments: list[Argument] = [
         batch.log,
         batch.version,
@@ -141,6 +155,8 @@ def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
         batch.limits.cap if batch.own.cap is None else f"={batch.own.cap}",
         batch.limits.ttl_ms if batch.own.ttl_ms is None else f"={batch.own.ttl_ms}",
         max(1, batch.window_ms),
+        "" if behind is None else behind.id,
+        "" if behind is None else behind.token,
     ]
     routes: dict[Route, int] = {}
     posts: list[Argument] = []
@@ -154,20 +170,43 @@ def append(batch: Batch) -> Call[list[Appended] | Stale | Ended]:
     return Call(script("append"), arguments + posts, partial(_appended, batch.posts), tells=True)
 
 
+def joined(
+    first: list[Appended] | Stale | Ended, others: Iterable[tuple[Call[list[Appended] | Stale | Ended], Any]]
+) -> list[Appended] | Stale | Ended:
+    """What became of a batch: the answer to its first call, and to each of the ``others`` as it came from the server.
+
+    Those behind the first that was refused did not go in, and what refused it will be told when it is sent again. Raises what
+    an error answer was caused by: a first try was lost, and may have arrived.
+    """
+    if isinstance(first, list):
+        for call, came in others:
+            if isinstance(came, Exception):
+                if came.__cause__ is not None:
+                    raise came.__cause__
+                break
+            answer = call.answer(came)
+            if not isinstance(answer, list):
+                break
+            first += answer
+    return first
+
+
 def _appended(posts: Sequence[Post], answer: Sequence[Any]) -> list[Appended] | Stale | Ended:
     if answer[0] == b"stale":
         return stale(answer[1], answer[2])
     if answer[0] == b"closed":
         return Ended(Position.written(answer[1].decode()))
+    if answer[0] == b"behind":
+        return []
     _, offered, number, *known = answer
     epoch, before, written = offered.decode(), dict(zip(known[::2], known[1::2], strict=True)), Position.written
     appended: list[Appended] = []
     for place, post in enumerate(posts, 1):
         if place in before:
-            appended.append(Appended(written(before[place].decode()), duplicate=True))
+            appended.append(Appended(written(before[place].decode()), True))  # noqa: FBT003 - by position is faster
         else:
             number += 1
-            appended.append(Appended(written(f"{epoch}-{number}-{post.token}"), duplicate=False))
+            appended.append(Appended(written(f"{epoch}-{number}-{post.token}"), False))  # noqa: FBT003
     return appended
 
 

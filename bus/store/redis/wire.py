@@ -83,15 +83,22 @@ class Wire:
         self._resting = resting
         self._said = hiredis.Reader(replyError=refusal, errors="replace")
 
-    def ask(self, commands: Sequence[Command], *, look: bool = True, tells: bool = False) -> list[Any]:
+    def ask(
+        self, commands: Sequence[Command], *, look: bool = True, tells: bool = False, apart: bool = False
+    ) -> list[Any]:
         """Send commands in one write and return their answers; an error answer is returned, not raised.
 
-        ``look`` out for them before waiting, unless there is something else to do. ``tells``: see :data:`AHEAD`. Whatever
+        ``look`` out for them before waiting, unless there is something else to do. ``tells``: see :data:`AHEAD`. ``apart``:
+        each in a write of its own, for large ones: the server is at work on the first while we pack the next. Whatever
         cuts this short leaves answers unread, so it closes the connection.
         """
         try:
-            ahead = tells and self._pipe.cold
-            self._pipe.send(pack([AHEAD, *commands] if ahead else commands))
+            ahead = tells and not apart and self._pipe.cold
+            if apart:
+                for command in commands:
+                    self._pipe.send(pack((command,)))
+            else:
+                self._pipe.send(pack([AHEAD, *commands] if ahead else commands))
             if self._resting or not look:
                 self._pipe.rest()
             return self._answers(len(commands) + ahead)[ahead:]
