@@ -245,6 +245,21 @@ def test_a_piece_that_may_have_arrived_before_is_not_told_as_one_that_did_not() 
     assert told.value is lost
 
 
+@pytest.mark.parametrize(("listens", "said"), [(True, 8), (False, 1)])
+def test_where_nobody_listens_only_the_first_of_a_call_is_said(
+    server: Server, store: RedisStore, *, listens: bool, said: int
+) -> None:
+    with server.client() as client, client.pubsub() as listener:
+        if listens:
+            listener.psubscribe("*live:*")
+            wait_until(lambda: client.pubsub_numpat() == 1, "the server to know who listens")
+        client.config_resetstat()
+
+        write(store, *(b"%d" % n for n in range(8)))
+
+        assert client.info("commandstats")["cmdstat_publish"]["calls"] == said
+
+
 def is_told(one: socket.socket) -> bool:
     """Whether something has come, without a wait."""
     try:

@@ -57,8 +57,9 @@ local epoch, seq, token, oldest = top[1] or ARGV[3], tonumber(top[2] or 0), top[
 local before, job = seq, tonumber(counters[2] or 0)
 local answer, bodies, wanted = { 'ok', epoch, seq }, {}, {}
 
--- An id that stands in the batch twice finds itself.
-local at, place = first, 0
+-- An id that stands in the batch twice finds itself. While a script runs nobody comes to listen: where the first was heard by
+-- nobody, the others need not be said.
+local at, place, heard = first, 0, 1
 while ARGV[at] do
   place = place + 1
   local mine, jobs = ARGV[at + 1], tonumber(ARGV[at + 5])
@@ -76,7 +77,9 @@ while ARGV[at] do
     local topics, body = ARGV[at + 2], ARGV[at + 3]
     local kept, due = 'e' .. body, due_at(ARGV[at + 4], now)
     call('XADD', stream, 'MAXLEN', '=', cap, number .. '-0', 't', time, 'k', mine, 'p', token, 'c', topics, 'd', body)
-    call('PUBLISH', live, epoch .. '.' .. number .. ' ' .. mine .. ' ' .. token .. ' ' .. topics .. '\n' .. body)
+    if heard > 0 then
+      heard = call('PUBLISH', live, epoch .. '.' .. number .. ' ' .. mine .. ' ' .. token .. ' ' .. topics .. '\n' .. body)
+    end
     seq, token = seq + 1, mine
     for each = at + 6, at + 4 + 2 * jobs, 2 do
       local route = tonumber(ARGV[each])
