@@ -199,14 +199,14 @@ def _appended(posts: Sequence[Post], answer: Sequence[Any]) -> list[Appended] | 
     if answer[0] == b"behind":
         return []
     _, offered, number, *known = answer
-    epoch, before, written = offered.decode(), dict(zip(known[::2], known[1::2], strict=True)), Position.written
+    epoch, before = offered.decode(), dict(zip(known[::2], known[1::2], strict=True)) if known else {}
     appended: list[Appended] = []
     for place, post in enumerate(posts, 1):
         if place in before:
-            appended.append(Appended(written(before[place].decode()), True))  # noqa: FBT003 - by position is faster
+            appended.append(Appended(Position.written(before[place].decode()), True))  # noqa: FBT003 - by position is faster
         else:
             number += 1
-            appended.append(Appended(written(f"{epoch}-{number}-{post.token}"), False))  # noqa: FBT003
+            appended.append(Appended(Position.written(f"{epoch}-{number}-{post.token}"), False))  # noqa: FBT003
     return appended
 
 
