@@ -52,8 +52,9 @@ def serve(wishes: Wishes, tether: Tether | None) -> None:
         except StoppedEarly as early:
             exit_code = early.exit_code
             log.info("stopped while starting")
-    if stop.over(exit_code):
+    if stop.again:
         guard.close()
+    if stop.over(exit_code):
         command = Command("worker").with_options()
         os.execv(command[0], command)  # noqa: S606 - this very command
     if exit_code:

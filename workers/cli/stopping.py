@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -20,6 +21,8 @@ SAME_SIGNAL_S = 0.5
 
 
 ALL = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MISSED = "CALLBOARD_MISSED_SIGNALS"
+"""In the environment of a process that begins anew: from where it reads which signals came as it did."""
 
 
 class StoppedEarly(BaseException):
@@ -47,6 +50,7 @@ class Stop:
         self._watchdog: Watchdog | None = None
         self._hangup = Hangup()
         signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
+        _wait_again(os.environ.pop(MISSED, None))
         self.signals = [signal.SIGTERM, signal.SIGINT]
         """What makes it stop."""
         for number in self.signals:
@@ -77,6 +81,12 @@ class Stop:
         does not end.
         """
         if self.again:
+            # Threads that are left are given what this one does not take, and exec ends them.
+            reading, writing = os.pipe()
+            os.set_blocking(writing, False)
+            os.set_inheritable(reading, True)
+            os.environ[MISSED] = str(reading)
+            signal.set_wakeup_fd(writing)
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL)  # exec keeps it, and what is pending
         if not self.again:  # a SIGTERM may have come just now
             for number in ALL:
@@ -115,3 +125,12 @@ class Stop:
         self.from_within()
         if not self._booted:
             raise StoppedEarly
+
+
+def _wait_again(missed: str | None) -> None:
+    """Have the signals wait that another thread was given while this process began anew."""
+    if missed is None:
+        return
+    with os.fdopen(int(missed), "rb") as told:  # its other end was closed by exec
+        for number in told.read():
+            os.kill(os.getpid(), number)
