@@ -136,10 +136,8 @@ class Publisher:
         receipts: list[Receipt] = []
         deadline, pause_s, unknown = time.monotonic() + self._limits.deadline_s, FIRST_PAUSE_S, False
         for first in batches:
-            batch = first
+            batch = first if first.version == self._routing.version else _matched(first, self._routing)
             while True:
-                if batch.version != self._routing.version:
-                    batch = _matched(batch, self._routing)
                 sent_at = time.monotonic()
                 answer = yield batch
                 if isinstance(answer, list):
@@ -158,8 +156,11 @@ class Publisher:
                     batch = batch._replace(epoch=ids.epoch())
                 elif isinstance(answer, Ended):
                     raise LogClosed(batch.log, answer.position, batch.posts[0].id)
-                elif isinstance(answer, Stale) and answer.version != self._routing.version:
-                    self._routing = Routing(answer)
+                elif isinstance(answer, Stale):
+                    # Not before it is told: what went in already, its answer lost, has the jobs of the version it was sent with.
+                    if answer.version != self._routing.version:
+                        self._routing = Routing(answer)
+                    batch = _matched(batch, self._routing)
             unknown = False
         return receipts
 

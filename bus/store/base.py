@@ -207,9 +207,9 @@ class Store(Protocol):
     def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
         """Number, log, announce and queue every post that is new: each event whole or not at all.
 
-        One round trip; an answer for each post, in their order, which is that of the log. They may be fewer than the posts:
-        then the others were not appended, and what was in the way is told to who appends them again. A closed log takes
-        nothing new (:class:`Ended`); of posts that it has already, all of a batch, the positions are told still.
+        An answer for each post, in their order, which is that of the log. They may be fewer than the posts, but not none: then
+        the others were not appended, and what was in the way is told to who appends them again. A closed log takes nothing
+        new (:class:`Ended`); of posts that it has already, all of a batch, the positions are told still.
         """
 
     def announce(self, log: str, epoch: str, whispers: Sequence[Whisper]) -> Announced | Ended:

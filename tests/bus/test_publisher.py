@@ -267,6 +267,38 @@ def test_a_refusal_names_the_first_that_was_not_taken(before: Literal["refused",
     assert (told.value.outcome, told.value.id) == (before, "2")
 
 
+def test_what_may_have_gone_in_has_the_jobs_that_it_was_sent_with() -> None:
+    """Until the store says that it has not, whatever other publishers have learnt meanwhile."""
+    mine = publisher()
+    (first,), (other,) = batches(mine, Publication(POSTED)), batches(mine, Publication(POSTED))
+    bound = bindings(7, Binding.make(handler="h", types=("publisher.posted",)))
+
+    with going(mine.plan([first])) as plan, going(mine.plan([other])) as another:
+        sent(plan)
+        sent(another)
+        matched = sent(another, bound)
+        again = sent(plan, BusUnavailable("lost", outcome="unknown"))
+        assert (again.version, again.posts) == (first.version, first.posts)
+        (known,) = ended(plan, taken(again))
+
+        assert (matched.version, len(matched.posts[0].jobs), known.jobs) == (7, 1, 0)
+
+
+def test_what_had_not_gone_in_is_matched_with_what_others_have_learnt() -> None:
+    mine = publisher()
+    (first,), (other,) = batches(mine, Publication(POSTED)), batches(mine, Publication(POSTED))
+    bound = bindings(7, Binding.make(handler="h", types=("publisher.posted",)))
+
+    with going(mine.plan([first])) as plan, going(mine.plan([other])) as another:
+        sent(plan)
+        sent(another)
+        sent(another, bound)
+        again = sent(plan, bound)
+        (receipt,) = ended(plan, taken(again))
+
+    assert (again.version, receipt.jobs) == (7, 1)
+
+
 def test_a_log_that_ended_meanwhile_names_the_first_that_it_did_not_take() -> None:
     mine = publisher()
     (first,) = batches(mine, *[Publication(POSTED, id=str(n)) for n in range(3)])

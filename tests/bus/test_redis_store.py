@@ -18,8 +18,7 @@ from typing import Any, cast
 import pytest
 import redis
 from redis.crc import key_slot
-from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import NoScriptError
+from redis.exceptions import ResponseError
 
 from bus import Bus, Event, Publication
 from bus.bindings import Binding
@@ -184,17 +183,24 @@ def test_a_piece_goes_in_only_behind_the_one_before(store: RedisStore, send: Cal
     assert kept(store) == [post.body for post in whole.posts]
 
 
-def test_what_somebody_else_published_under_an_id_is_not_the_piece_before(
-    store: RedisStore, send: Callable[[Call[Any]], Any]
-) -> None:
-    whole, (_, second) = pieces(2)
-    append(store, batch(post(b"theirs", id=whole.posts[PIECE - 1].id)))
+@pytest.mark.usefixtures("always_warm")
+def test_ids_that_are_known_hold_no_piece_up(server: Server, store: RedisStore) -> None:
+    whole, calls = pieces(3)
+    theirs = batch(*(post(b"theirs", id=whole.posts[n].id) for n in (PIECE - 1, 2 * PIECE - 1)))
+    append(store, theirs)
 
-    assert send(second) == [b"behind"]
-    answers = append(store, whole)
+    with commands_seen(server) as seen:
+        answers = store.append(whole)
 
-    assert [answer.duplicate for answer in answers] == [n == PIECE - 1 for n in range(2 * PIECE)]
-    assert kept(store) == [b"theirs", *(each.body for n, each in enumerate(whole.posts) if n != PIECE - 1)]
+    assert seen == ["EVALSHA"] * len(calls)
+    assert isinstance(answers, list)
+    assert [n for n, answer in enumerate(answers) if answer.duplicate] == [PIECE - 1, 2 * PIECE - 1]
+    with commands_seen(server) as seen:
+        again = store.append(whole._replace(posts=[each._replace(token="other") for each in whole.posts]))
+    assert seen == ["EVALSHA"] * len(calls)
+    assert again == [answer._replace(duplicate=True) for answer in answers]
+    with server.client() as client:
+        assert client.keys("*piece:*") == []
 
 
 def test_a_server_that_fills_up_in_the_midst_of_a_batch_has_the_first_of_it(
@@ -234,15 +240,22 @@ def test_a_log_that_ends_in_the_midst_of_a_batch_has_the_first_of_it(
     assert isinstance(store.append(whole._replace(posts=whole.posts[PIECE:])), Ended)
 
 
-def test_a_piece_that_may_have_arrived_before_is_not_told_as_one_that_did_not() -> None:
+def test_what_went_in_behind_a_piece_that_did_not_is_left_out(send: Callable[[Call[Any]], Any]) -> None:
+    """It went in before: its own answer was lost, and the piece before it is behind another that it stood behind then."""
+    _, (first, second, third) = pieces(3)
+    went_in = first.answer(send(first))
+
+    assert len(scripts.joined(went_in, [(second, [b"behind"]), (third, [b"ok", b"e1", 101])])) == PIECE
+
+
+def test_a_piece_that_was_broken_off_is_not_told_as_one_that_did_not_go_in() -> None:
     _, (_, second) = pieces(2)
-    unknown = NoScriptError("no such script")
-    lost = unknown.__cause__ = LostConnection("the connection broke")
+    broken = ResponseError("ERR user_script:1: no more")
 
-    with pytest.raises(LostConnection) as told:
-        scripts.joined([], [(second, unknown)])
+    with pytest.raises(ResponseError) as told:
+        scripts.joined([], [(second, broken)])
 
-    assert told.value is lost
+    assert told.value is broken
 
 
 @pytest.mark.parametrize(("listens", "said"), [(True, 8), (False, 1)])
@@ -898,7 +911,7 @@ class Then(list[bytes]):
         self._act()
 
 
-@pytest.mark.parametrize("name", ["append", "enqueue"])
+@pytest.mark.parametrize("name", ["append", "pieces", "enqueue"])
 def test_what_may_have_arrived_is_not_called_refused_by_a_server_that_forgot_its_scripts(
     start_server: Callable[..., Server], namespace: str, name: str
 ) -> None:
@@ -914,8 +927,10 @@ def test_what_may_have_arrived_is_not_called_refused_by_a_server_that_forgot_its
         bus.publish_sync(Noted(n=0))
         enqueue(store, b"warm")
         queued = partial(store.enqueue, Job("again", Route("q", "h", 1), "", b"job", ""), 60_000)
-        act = partial(bus.publish_sync, Noted(n=1), id="again") if name == "append" else queued
-        drop = Drop(calling(name), lost=Then(forget_and_fill_up))
+        many = [Publication(Noted(n=n), id=f"again {n}") for n in range(2 * PIECE)]
+        published = partial(bus.publish_many_sync, many if name == "pieces" else many[:1])
+        act = queued if name == "enqueue" else published
+        drop = Drop(calling("append" if name == "pieces" else name), lost=Then(forget_and_fill_up))
         proxy.arm(drop)
 
         with pytest.raises(BusUnavailable) as told:
@@ -924,7 +939,10 @@ def test_what_may_have_arrived_is_not_called_refused_by_a_server_that_forgot_its
         client.config_set("maxmemory", 0)
         assert drop.hits == 1
         assert told.value.outcome == "unknown"
-        assert act() is False if name == "enqueue" else bus.publish_sync(Noted(n=1), id="again").duplicate
+        if name == "enqueue":
+            assert act() is False
+        else:
+            assert published()[0].duplicate
         bus.close_sync()
         store.close()
 

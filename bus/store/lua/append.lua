@@ -4,24 +4,30 @@
 -- KEYS  1 prefix
 -- ARGV  1 log, 2 bindings' version, 3 offered epoch, 4 cap, 5 ttl ms (either one with "=" before it: for the log to keep),
 --       6 idempotency window ms,
---       7 and 8 id and token of the post behind which these go, or "" twice,
+--       7 and 8 which piece of a batch this is, and of how many,
 --       9 where the posts begin, then for each route: queue, handler, priority;
 --       then for each post: id, token, topics, body, due, number of jobs, then for each job: where its route stands, lane key
 -- Answer {"ok", epoch, the last number before the first new post, then for each duplicate: its place in the batch, its position};
---          the new ones have the numbers that follow, in order, and the tokens they came with
+--          the new ones have the numbers that follow, in order, and the tokens they came with. "" and 0 where none is new
 --        {"stale", version, HGETALL of the bindings}: nothing was written
 --        {"closed", the log's last position}: nothing was written
---        {"behind"}: the post before did not go in, so neither did these
+--        {"behind"}: the piece before did not go in, so neither did this one
 --
 -- Everything that can refuse stands before the first write: Lua has no rollback. Every call costs about a microsecond or
 -- two, and every table, string and function a part of one, so what the posts share is read and written once, and a post is
 -- read where it stands.
 
 -- All pieces of a batch were sent before the first had an answer. Where one is refused (memory is short, say, or the bindings
--- have changed), nothing of the next ones may pass it.
-if ARGV[7] ~= '' then
-  local known = call('GET', P .. 'seen:' .. ARGV[7])
-  if not known or string.sub(known, -#ARGV[8]) ~= ARGV[8] then return { 'behind' } end
+-- have changed), nothing of the next ones may pass it. Every batch, and what is sent again of it, offers an epoch of its own.
+local piece, pieces = tonumber(ARGV[7]), tonumber(ARGV[8])
+if piece > 1 and tonumber(call('GET', P .. 'piece:' .. ARGV[3]) or 0) ~= piece - 1 then return { 'behind' } end
+local function went_in(answer)
+  if piece < pieces then
+    call('SET', P .. 'piece:' .. ARGV[3], piece, 'PX', 60000)
+  elseif pieces > 1 then
+    call('DEL', P .. 'piece:' .. ARGV[3])
+  end
+  return answer
 end
 
 local log, first = ARGV[1], tonumber(ARGV[9])
@@ -41,7 +47,7 @@ if current ~= ARGV[2] or closed then
     answer[#answer + 1], answer[#answer + 2] = place, known
     at = at + 6 + 2 * ARGV[at + 5]
   end
-  return answer
+  return went_in(answer)
 end
 
 -- What a log has for its own comes before its publishers' defaults.
@@ -58,7 +64,7 @@ local before, job = seq, tonumber(counters[2] or 0)
 local answer, bodies, wanted = { 'ok', epoch, seq }, {}, {}
 
 -- An id that stands in the batch twice finds itself. While a script runs nobody comes to listen: where the first was heard by
--- nobody, the others need not be said.
+-- nobody on this node, the others need not be said.
 local at, place, heard = first, 0, 1
 while ARGV[at] do
   place = place + 1
@@ -93,7 +99,7 @@ while ARGV[at] do
   end
   at = at + 6 + 2 * jobs
 end
-if seq == before then return answer end
+if seq == before then return went_in(answer) end
 
 if #bodies > 0 then
   hset_all(P .. 'jobs', bodies)
@@ -130,4 +136,4 @@ end
 call('HSET', meta, unpack(changes))
 if before == 0 then call('PERSIST', meta) end -- a look may have come first
 ring_all()
-return answer
+return went_in(answer)

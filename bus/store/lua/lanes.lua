@@ -11,6 +11,7 @@
 --   ended                        zset    closed log -> when its end is forgotten (ms)
 --   live:name                    channel
 --   seen:id                      string  position of a published event, for the idempotency window
+--   piece:epoch                  string  which piece of a batch went in last, until its last one has
 --   sent:id                      string  "1" for a job without an event, for its window
 --   jobs                         hash    job -> body: "e" and an event's bytes, or whatever enqueue was given; job.."n" ->
 --                                bytes of the last settle. In one hash, so that one command has both

@@ -135,6 +135,8 @@ class Lines:
                 if not rested or self._resting:
                     raise
                 self.close()  # what rested beside it is as dead
+                if apart:
+                    raise
                 closings = self._closings
                 line, answers = self._ask_again(commands, lost)
             self._put_back(line, closings)

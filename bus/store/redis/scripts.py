@@ -142,12 +142,12 @@ def append(batch: Batch) -> list[Call[list[Appended] | Stale | Ended]]:
     """
     posts = batch.posts
     if len(posts) <= PIECE:
-        return [_append(batch, None)]
-    starts = range(0, len(posts), PIECE)
-    return [_append(batch._replace(posts=posts[at : at + PIECE]), posts[at - 1] if at else None) for at in starts]
+        return [_append(batch, 1, 1)]
+    parts = [batch._replace(posts=posts[at : at + PIECE]) for at in range(0, len(posts), PIECE)]
+    return [_append(part, piece, len(parts)) for piece, part in enumerate(parts, 1)]
 
 
-def _append(batch: Batch, behind: Post | None) -> Call[list[Appended] | Stale | Ended]:
+def _append(batch: Batch, piece: int, pieces: int) -> Call[list[Appended] | Stale | Ended]:
     arguments: list[Argument] = [
         batch.log,
         batch.version,
@@ -155,8 +155,8 @@ def _append(batch: Batch, behind: Post | None) -> Call[list[Appended] | Stale | 
         batch.limits.cap if batch.own.cap is None else f"={batch.own.cap}",
         batch.limits.ttl_ms if batch.own.ttl_ms is None else f"={batch.own.ttl_ms}",
         max(1, batch.window_ms),
-        "" if behind is None else behind.id,
-        "" if behind is None else behind.token,
+        piece,
+        pieces,
     ]
     routes: dict[Route, int] = {}
     posts: list[Argument] = []
@@ -175,17 +175,17 @@ def joined(
 ) -> list[Appended] | Stale | Ended:
     """What became of a batch: the answer to its first call, and to each of the ``others`` as it came from the server.
 
-    Those behind the first that was refused did not go in, and what refused it will be told when it is sent again. Raises what
-    an error answer was caused by: a first try was lost, and may have arrived.
+    Those behind the first that was refused did not go in, and what refused it will be told when it is sent again. Raises an
+    error that does not say that nothing was written.
     """
     if isinstance(first, list):
         for call, came in others:
             if isinstance(came, Exception):
-                if came.__cause__ is not None:
-                    raise came.__cause__
+                if "user_script:" in str(came):  # it was broken off
+                    raise came
                 break
             answer = call.answer(came)
-            if not isinstance(answer, list):
+            if not isinstance(answer, list) or not answer:
                 break
             first += answer
     return first
