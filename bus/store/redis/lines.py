@@ -135,8 +135,6 @@ class Lines:
                 if not rested or self._resting:
                     raise
                 self.close()  # what rested beside it is as dead
-                if apart:
-                    raise
                 closings = self._closings
                 line, answers = self._ask_again(commands, lost)
             self._put_back(line, closings)
