@@ -115,8 +115,10 @@ class RedisStore:
 
     def append(self, batch: Batch) -> list[Appended] | Stale | Ended:
         first, *others = calls = scripts.append(batch)
+        if not others:
+            return self._run(first)
         try:
-            came, *more = self._lines.ask([self._command(call) for call in calls], tells=True, apart=bool(others))
+            came, *more = self._lines.ask([self._command(call) for call in calls], tells=True, apart=True)
             return scripts.joined(self._answered(first, came), zip(others, more, strict=True))
         except FOREIGN as error:
             raise unavailable(self.link, error, writing=True) from error

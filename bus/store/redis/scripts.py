@@ -198,15 +198,20 @@ def _appended(posts: Sequence[Post], answer: Sequence[Any]) -> list[Appended] | 
         return Ended(Position.written(answer[1].decode()))
     if answer[0] == b"behind":
         return []
-    _, offered, number, *known = answer
-    epoch, before = offered.decode(), dict(zip(known[::2], known[1::2], strict=True)) if known else {}
+    epoch, last = answer[1].decode(), answer[2]
+    known = dict(zip(answer[3::2], answer[4::2], strict=True)) if len(answer) > 3 else {}
+    if not known:
+        return [
+            Appended(Position.written(f"{epoch}-{number}-{post.token}"), False)  # noqa: FBT003 - by position is faster
+            for number, post in enumerate(posts, last + 1)
+        ]
     appended: list[Appended] = []
     for place, post in enumerate(posts, 1):
-        if place in before:
-            appended.append(Appended(Position.written(before[place].decode()), True))  # noqa: FBT003 - by position is faster
-        else:
-            number += 1
-            appended.append(Appended(Position.written(f"{epoch}-{number}-{post.token}"), False))  # noqa: FBT003
+        before = known.get(place)
+        if before is None:
+            last += 1
+        position = f"{epoch}-{last}-{post.token}" if before is None else before.decode()
+        appended.append(Appended(Position.written(position), duplicate=before is not None))
     return appended
 
 
