@@ -130,8 +130,8 @@ class Publisher:
         """Append all, again and again where it is safe and of use, until answered or past the deadline.
 
         One batch at a time, so that no event is ever passed by a later one. Where a store took only the first of one, the
-        rest is sent again, and so is told what was in its way. Whatever is sent again offers another epoch, for the log may
-        have lived and ended meanwhile.
+        rest is sent again, and so is told what was in its way. Where something of a batch may have gone in, it is sent again
+        with another epoch, for the log may have lived and ended meanwhile.
         """
         receipts: list[Receipt] = []
         deadline, pause_s, unknown = time.monotonic() + self._limits.deadline_s, FIRST_PAUSE_S, False

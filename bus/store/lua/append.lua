@@ -18,7 +18,7 @@
 -- read where it stands.
 
 -- All pieces of a batch were sent before the first had an answer. Where one is refused (memory is short, say, or the bindings
--- have changed), nothing of the next ones may pass it. Every batch, and what is sent again of it, offers an epoch of its own.
+-- have changed), nothing of the next ones may pass it. The mark goes by the offered epoch, for every batch has one of its own.
 local piece, pieces = tonumber(ARGV[7]), tonumber(ARGV[8])
 if piece > 1 and tonumber(call('GET', P .. 'piece:' .. ARGV[3]) or 0) ~= piece - 1 then return { 'behind' } end
 local function went_in(answer)
