@@ -269,3 +269,20 @@ def test_a_handler_publishes_through_the_hooks_by_both_doors_and_its_progress_to
     kinds = sorted(kind for kind, _ in asked)
     assert kinds == ["Note", "Progress", "hooks.async", "hooks.forbidden", "hooks.sync"]
     assert dead == 0
+
+
+async def test_a_hook_that_changes_its_draft_in_place_leaves_the_publishers_own_as_it_is(
+    url: str, namespace: str
+) -> None:
+    def redirect(draft: Publication) -> Publication:
+        draft.topics, draft.key = ("elsewhere",), "theirs"
+        return draft
+
+    mine = Publication({"type": "hooks.mine"}, ["global"])
+    async with Bus(url, namespace=namespace) as bus:
+        bus.before_publish(redirect)
+        await bus.publish_many([mine])
+        (heard,) = await kept(bus)
+
+    assert heard.envelope.topics == ("elsewhere",)
+    assert (mine.topics, mine.key) == (["global"], None)
