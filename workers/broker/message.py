@@ -78,7 +78,6 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
 
     body: bytes
     read: Envelope | None
-    named: dict[str, Any] | None
 
     @classmethod
     def of(cls, taken: Taken, options: dict[str, Any]) -> _EventMessage:
@@ -91,19 +90,20 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
         put(message, "message_id", envelope.id)
         put(message, "body", taken.body)
         put(message, "read", envelope)
-        put(message, "named", None)
+        put(message, "kwargs", {})
         return message
 
     def __getattr__(self, name: str) -> Any:
         if name == "args":
-            return (self.body[len(EVENT) :].decode(),)
-        if name == "kwargs":
-            if self.named is None:
-                object.__setattr__(self, "named", {})
-            return self.named
+            return self.written
         if name == "message_timestamp":
             return (self.read or _envelope_in(self.body)).time_ms
         raise AttributeError(name)
+
+    @property
+    def written(self) -> tuple[str]:
+        """Its arguments."""
+        return (self.body[len(EVENT) :].decode(),)
 
     @property
     def envelope(self) -> Envelope:
@@ -119,6 +119,14 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
         object.__setattr__(self, "read", None)
 
 
+class _Args:
+    """A message's arguments, made when asked for. No property, so that a middleware may set others, as on any message."""
+
+    def __get__(self, message: LaneMessage, kind: type[LaneMessage]) -> tuple[Any, ...]:
+        told = message._message  # noqa: SLF001 - it is a part of it
+        return told.written if isinstance(told, _EventMessage) else told.args
+
+
 class LaneMessage(MessageProxy):
     """A message that was taken from a lane. Whoever processed it leaves its verdict here; settling writes it.
 
@@ -132,6 +140,7 @@ class LaneMessage(MessageProxy):
     holds_lane = True
     hand_back = False
     keep_exception = False
+    args = _Args()
     withdrawn = False
     """Whether it was handed back before it began: nobody is to do, or to settle it here."""
 
@@ -139,7 +148,7 @@ class LaneMessage(MessageProxy):
         super().__init__(message)
         # Asked for twenty times a job, and the proxy would look for each here first.
         self.queue_name, self.actor_name = message.queue_name, message.actor_name
-        self.message_id, self.options = message.message_id, message.options
+        self.message_id, self.options, self.kwargs = message.message_id, message.options, message.kwargs
         self._clock = clock
         self.job, self.ticket, self.route = taken.job, taken.ticket, taken.route
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
@@ -176,9 +185,7 @@ class LaneMessage(MessageProxy):
 
     def called(self, function: Callable[..., T]) -> T:
         """What a function gives that is called with the message's arguments."""
-        if isinstance(self._message, _EventMessage):
-            return function(*self._message.args)
-        return function(*self._message.args, **self._message.kwargs)
+        return function(*self.args, **self.kwargs)
 
     def buried(self) -> Buried:
         """What is told of its death."""
