@@ -14,6 +14,7 @@ from bus.bindings import Binding
 from bus.envelope import dataschema
 from workers.broker import LaneBroker, LaneMessage, make_broker
 from workers.broker.options import check_names
+from workers.broker.staff import HandlerActor
 from workers.context import Context
 from workers.errors import InvalidHandler
 from workers.kit import Kit
@@ -141,6 +142,7 @@ class App:
                 queue_name=handler.binding.queue,
                 priority=handler.binding.priority - 1,
                 broker=self.broker,
+                actor_class=HandlerActor,
                 **handler.options,
             )(self._runner(handler))
         except ValueError as error:

@@ -12,7 +12,7 @@ from dramatiq.asyncio import async_to_sync
 
 from workers.errors import InvalidHandler
 
-__all__ = ["Staff"]
+__all__ = ["HandlerActor", "Staff"]
 
 
 async def _nothing() -> None: ...
@@ -20,6 +20,13 @@ async def _nothing() -> None: ...
 
 BRIDGE = async_to_sync(_nothing).__code__
 """The code of the function that Dramatiq puts around a coroutine function, to run it from a thread."""
+
+
+class HandlerActor(Actor[Any, Any]):
+    """What a handler of events is to Dramatiq. It is called without a word: Dramatiq's actors log their arguments at DEBUG."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs)
 
 
 class Staff:
@@ -71,13 +78,16 @@ class Staff:
         return self._limits.get(handler)
 
 
+_CALLS = Actor.__call__, HandlerActor.__call__
+
+
 def _coroutine_below(actor: Actor[Any, Any]) -> Callable[..., Awaitable[Any]] | None:
     """The coroutine function below Dramatiq's bridge.
 
     What the app put around a coroutine function itself is sync and stays so, and so does an actor of a class of the app's
     own that is called in its own way.
     """
-    if getattr(actor.fn, "__code__", None) is not BRIDGE or type(actor).__call__ is not Actor.__call__:
+    if getattr(actor.fn, "__code__", None) is not BRIDGE or type(actor).__call__ not in _CALLS:
         return None
     below: Callable[..., Awaitable[Any]] = actor.fn.__wrapped__  # type: ignore[attr-defined] # functools.wraps put it there
     return below
