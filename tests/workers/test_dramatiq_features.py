@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,14 @@ import dramatiq
 import pytest
 from dramatiq import Message, QueueJoinTimeout, QueueNotFound, group
 from dramatiq.common import current_millis
-from dramatiq.middleware import CurrentMessage, GroupCallbacks, TimeLimitExceeded
+from dramatiq.middleware import (
+    AgeLimit,
+    CurrentMessage,
+    GroupCallbacks,
+    Shutdown,
+    ShutdownNotifications,
+    TimeLimitExceeded,
+)
 from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.results import ResultFailure, Results
 
@@ -23,6 +31,7 @@ from tests.workers.conftest import Backends
 from tests.workers.running import working
 from workers import App
 from workers.deadletters import DeadLetters
+from workers.middleware import limits
 
 QUICK: dict[str, Any] = {"min_backoff": 5, "max_backoff": 20}
 
@@ -132,6 +141,52 @@ def test_what_waited_too_long_is_not_begun(app: App, bus: Bus) -> None:
 
     assert begun == []
     assert bus.store.dead_count() == 2
+
+
+def test_a_limit_of_age_for_all_is_kept_where_nobody_has_set_another(app: App, bus: Bus) -> None:
+    begun: list[str] = []
+    app.broker.middleware[:] = [one for one in app.broker.middleware if not isinstance(one, AgeLimit)]
+    app.broker.add_middleware(limits.AgeLimit(max_age=20))
+
+    @dramatiq.actor
+    def plain() -> None:
+        begun.append("plain")
+
+    plain.send()
+    late = current_millis() + 30
+    wait_until(lambda: current_millis() > late, "it to be too old")
+    with working(app):
+        join(app)
+
+    assert (begun, bus.store.dead_count()) == ([], 1)
+
+
+@pytest.mark.parametrize("whose", ["the actor's", "everybody's"])
+def test_a_thread_that_asked_for_it_is_told_of_the_stop(app: App, bus: Bus, whose: str) -> None:
+    begun, never = threading.Event(), threading.Event()
+    ended: list[str] = []
+    asks: dict[str, Any] = {"notify_shutdown": True} if whose == "the actor's" else {}
+    if whose == "everybody's":
+        app.broker.middleware[:] = [one for one in app.broker.middleware if not isinstance(one, ShutdownNotifications)]
+        app.broker.add_middleware(limits.ShutdownNotifications(notify_shutdown=True))
+
+    @app.on(Asked, **asks)
+    def told(event: Asked) -> None:
+        begun.set()
+        try:
+            while not never.wait(0.01):  # an exception strikes between two steps of Python's
+                pass
+        except Shutdown:
+            ended.append("told")
+            raise
+
+    app.bind()
+    ask(bus)
+    with working(app):
+        assert begun.wait(10)
+
+    assert ended == ["told"]
+    assert (bus.store.pending("default"), bus.store.dead_count()) == (1, 0)
 
 
 def test_a_rate_limiter_lets_one_run_at_a_time_and_the_others_come_again(
@@ -275,6 +330,27 @@ def test_a_group_has_results_and_one_completion(app: App, backends: Backends) ->
 
 
 # What a job may know, and what is measured.
+
+
+def test_what_an_event_says_is_in_no_log_whatever_its_level(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    class Whispered(Event, type="test.feature.whispered", version=1):
+        secret: str
+
+    @app.on(Whispered)
+    def sync(event: Whispered) -> None: ...
+
+    @app.on(Whispered)
+    async def coroutine(event: Whispered) -> None: ...
+
+    caplog.set_level(logging.DEBUG)
+    app.bind()
+    app.bus.publish_sync(Whispered(secret="xyzzy"))
+    with working(app):
+        join(app)
+    app.bus.rest()
+
+    assert "sync" in caplog.text
+    assert "xyzzy" not in caplog.text
 
 
 def test_the_current_message_is_known_on_threads_and_on_the_loop(app: App, bus: Bus) -> None:

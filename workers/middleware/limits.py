@@ -1,4 +1,4 @@
-"""Dramatiq's time limits and shutdown notifications, for coroutines as well, and with a word about the limit.
+"""Dramatiq's limits of time and age and its shutdown notifications, for coroutines as well, and with a word about the limit.
 
 Dramatiq raises both in the thread of a message. A coroutine has none of its own: raised in the loop's thread, they would
 strike whatever runs there at that moment. Those of async jobs cancel the one coroutine they are meant for; threads are
@@ -15,11 +15,20 @@ from dramatiq.middleware import Shutdown
 
 from workers.broker.message import LaneMessage, Performing
 
-__all__ = ["ShutdownNotifications", "TimeLimit"]
+__all__ = ["AgeLimit", "ShutdownNotifications", "TimeLimit"]
 
 
 def _performance(message: MessageProxy) -> Performing | None:
     return message.performance if isinstance(message, LaneMessage) else None
+
+
+class AgeLimit(middleware.AgeLimit):
+    """As Dramatiq's."""
+
+    @property
+    def asleep_without(self) -> set[str] | None:
+        """Without one of these options it has nothing to do (see the broker)."""
+        return self.actor_options if self.max_age is None else None
 
 
 class TimeLimit(middleware.TimeLimit):
@@ -32,7 +41,7 @@ class TimeLimit(middleware.TimeLimit):
             message.limit_s = limit_ms / 1000  # so that it can say which
         performance = _performance(message)
         if performance is None:
-            super().before_process_message(broker, message)  # type: ignore[no-untyped-call]
+            self.manager.add_timeout(threading.get_ident(), limit_ms)  # type: ignore[no-untyped-call]
         else:
             performance.limit_s = limit_ms / 1000
 
@@ -40,7 +49,7 @@ class TimeLimit(middleware.TimeLimit):
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         if _performance(message) is None:
-            super().after_process_message(broker, message, result=result, exception=exception)  # type: ignore[no-untyped-call]
+            self.manager.remove_timeout(threading.get_ident())  # type: ignore[no-untyped-call]
 
     after_skip_message = after_process_message
 
@@ -52,6 +61,11 @@ class ShutdownNotifications(middleware.ShutdownNotifications):
         super().__init__(notify_shutdown)
         self._lock = threading.Lock()
         self._to_tell: set[Performing] = set()
+
+    @property
+    def asleep_without(self) -> set[str] | None:
+        """Without one of these options it has nothing to do (see the broker)."""
+        return None if self.notify_shutdown else self.actor_options
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         super().before_worker_shutdown(broker, worker)  # type: ignore[no-untyped-call]
