@@ -12,7 +12,7 @@ import dramatiq
 from bus import Bus, BusError, Envelope, Event, codec, events
 from bus.bindings import Binding
 from bus.envelope import dataschema
-from workers.broker import LaneBroker, LaneMessage, make_broker
+from workers.broker import LaneBroker, make_broker
 from workers.broker.options import check_names
 from workers.broker.staff import HandlerActor
 from workers.context import Context
@@ -193,26 +193,21 @@ class App:
     def _event(self, text: str) -> Event | dict[str, Any]:
         """What the handler of the job at hand is called with."""
         job = CURRENT.get()
-        event = _read(_envelope(job, text))
-        if job is not None:
-            job.forget_envelope()
-        return event
+        envelope = job.take_envelope() if job is not None else None
+        return _read(envelope or _envelope_in(text))
 
     def _event_and_context(self, handler: Handler, text: str) -> tuple[Event | dict[str, Any], Context]:
         """As :meth:`_event`, with the context of the job."""
         job = CURRENT.get()
-        envelope = _envelope(job, text)
+        envelope = (job.envelope if job is not None else None) or _envelope_in(text)
         attempt = job.attempt if job is not None else 1
         steps = StepLedger(self.bus, job.job if job is not None else None)
         ctx = Context(self.bus, envelope, handler.name, attempt, self._is_stopping, steps, self._off_loop)
         return _read(envelope), ctx
 
 
-def _envelope(job: LaneMessage | None, text: str) -> Envelope:
-    """The one of the job at hand, or of a handler that is called by hand."""
-    known = job.envelope if job is not None else None
-    if known is not None:
-        return known
+def _envelope_in(text: str) -> Envelope:
+    """That of a handler that is called by hand."""
     body = text.encode()
     return codec.decode(body, max_bytes=len(body))
 

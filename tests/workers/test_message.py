@@ -42,7 +42,7 @@ def taken(what: bytes) -> Taken:
 def of_event(forgotten: int = 0) -> LaneMessage:
     message = open_job(taken(EVENT + body()), Clock())
     for _ in range(forgotten):
-        message.forget_envelope()
+        message.take_envelope()
     return message
 
 
@@ -89,7 +89,7 @@ def test_a_function_is_called_with_the_text(forgotten: int) -> None:
 def test_a_plain_message_is_called_with_all_its_arguments() -> None:
     plain: Message[Any] = Message("default", "handler", (1, 2), {"three": 3}, {})
     message = open_job(taken(MESSAGE + plain.encode()), Clock())
-    message.forget_envelope()
+    message.take_envelope()
 
     assert message.called(lambda *given, **named: (given, named)) == ((1, 2), {"three": 3})
     assert (message.envelope, message.is_event, of_event().is_event) == (None, False, True)

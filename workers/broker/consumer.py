@@ -123,7 +123,7 @@ class LaneConsumer(Consumer):
         return wishes
 
     def bring(self, taken: Sequence[Taken]) -> None:
-        messages = [message for one in taken if (message := self._opened(one)) is not None]
+        messages = self._opened(taken)
         pass_on = self._way_to_the_threads()
         if pass_on is not None:  # without waking our caller first
             for message in messages:
@@ -215,7 +215,7 @@ class LaneConsumer(Consumer):
             log.info("queue %r: the server is back", self._queue)
             self._away = False
         drained = self._learn(wishes, answer)
-        self._buffer.extend(message for one in answer.taken if (message := self._opened(one)) is not None)
+        self._buffer.extend(self._opened(answer.taken))
         if drained and not self._lease.awaits(self._queue, drained) and not self._lease.quiet:
             self._lease.refresh()
 
@@ -240,20 +240,26 @@ class LaneConsumer(Consumer):
             self._hopes -= drained
         return drained
 
-    def _opened(self, one: Taken) -> LaneMessage | None:
-        """A job as a message, or ``None`` for one that cannot be read: that goes to the dead letters."""
-        try:
-            message = open_job(one, self._broker.clock)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread and the other jobs go on
-            # Ours say what is wrong and quote nothing; of a surprise only the kind is known to be safe to tell.
-            why = str(error) if type(error) is ValueError else f"reading it raised {type(error).__name__}"
-            log.error("job %s cannot be read and goes to the dead letters: %s", one.job, why)
-            self._broker.bury_unread(one, UNDECODABLE)
-            self._settle(undecodable(one, why, self._broker.clock.now_ms()))
-            return None
-        if one.lost >= ALONE:
-            log.warning("%d workers have died with %s: it is tried once more, alone", one.lost, message)
-        return message
+    def _opened(self, taken: Iterable[Taken]) -> list[LaneMessage]:
+        """Jobs as messages. What cannot be read goes to the dead letters, out of its neighbours' way."""
+        clock, messages = self._broker.clock, []
+        for one in taken:
+            try:
+                message = open_job(one, clock)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the thread and the other jobs go on
+                self._bury_unread(one, error)
+                continue
+            if one.lost >= ALONE:
+                log.warning("%d workers have died with %s: it is tried once more, alone", one.lost, message)
+            messages.append(message)
+        return messages
+
+    def _bury_unread(self, one: Taken, error: Exception) -> None:
+        # Ours say what is wrong and quote nothing; of a surprise only the kind is known to be safe to tell.
+        why = str(error) if type(error) is ValueError else f"reading it raised {type(error).__name__}"
+        log.error("job %s cannot be read and goes to the dead letters: %s", one.job, why)
+        self._broker.bury_unread(one, UNDECODABLE)
+        self._settle(undecodable(one, why, self._broker.clock.now_ms()))
 
     def _wait_for_server(self, error: BusUnavailable) -> None:
         """Dramatiq would throw a consumer away that raises; what is in flight is safer in this one."""

@@ -114,10 +114,6 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
             object.__setattr__(self, "read", envelope)
         return envelope
 
-    def forget_envelope(self) -> None:
-        """Nobody needs it, as far as is known. Safe twice."""
-        object.__setattr__(self, "read", None)
-
 
 class _Args:
     """A message's arguments, made when asked for. No property, so that a middleware may set others, as on any message."""
@@ -136,6 +132,7 @@ class LaneMessage(MessageProxy):
     """
 
     # What few messages ever change stands here once for all.
+    _before: Sequence[dict[str, Any]] = ()
     retry_in_ms: int | None = None
     holds_lane = True
     hand_back = False
@@ -152,7 +149,8 @@ class LaneMessage(MessageProxy):
         self._clock = clock
         self.job, self.ticket, self.route = taken.job, taken.ticket, taken.route
         self.attempts: list[dict[str, Any]] = notes.get("attempts", [])
-        self._before: Sequence[dict[str, Any]] = notes.get("before", ())
+        if "before" in notes:
+            self._before = notes["before"]
         self.attempt = len(self.attempts) + 1
         """Which attempt this is, from 1."""
         self.began_at: float | None = None
@@ -176,12 +174,15 @@ class LaneMessage(MessageProxy):
     @property
     def envelope(self) -> Envelope | None:
         """The event's; ``None`` for a plain message."""
-        return self._message.envelope if isinstance(self._message, _EventMessage) else None
+        message = self._message
+        return (message.read or message.envelope) if isinstance(message, _EventMessage) else None
 
-    def forget_envelope(self) -> None:
-        """Its handler has what it wants: the envelope may be read again if need be. Safe twice."""
-        if isinstance(self._message, _EventMessage):
-            self._message.forget_envelope()
+    def take_envelope(self) -> Envelope | None:
+        """The same, for its handler: nobody else needs it, as far as is known, and it may be read again."""
+        message, envelope = self._message, self.envelope
+        if envelope is not None:
+            object.__setattr__(message, "read", None)
+        return envelope
 
     def called(self, function: Callable[..., T]) -> T:
         """What a function gives that is called with the message's arguments."""
@@ -276,9 +277,12 @@ def body_of(message: Message[Any]) -> bytes:
 
 def open_job(taken: Taken, clock: Clock) -> LaneMessage:
     """Read a job; ``clock`` dates its attempts. Raises ``ValueError`` for bytes that are none; the text names no content."""
-    notes = json.loads(taken.notes) if taken.notes else {}
-    options = notes.get("options", {})
-    options.pop("throws", None)  # classes: no JSON
+    notes: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if taken.notes:
+        notes = json.loads(taken.notes)
+        options = notes.get("options", {})
+        options.pop("throws", None)  # classes: no JSON
     kind = taken.body[:1]
     if kind == EVENT:
         return LaneMessage(_EventMessage.of(taken, options), taken, notes, clock)

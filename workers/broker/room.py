@@ -108,7 +108,7 @@ class Room:
 
     def load(self, queue: str) -> int:
         """How many jobs of a queue are in it."""
-        return self._loads[queue]
+        return self._loads.get(queue, 0)  # [queue] would cost a Counter a call where there are none, at each settling
 
     @property
     def empty(self) -> bool:

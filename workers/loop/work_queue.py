@@ -135,13 +135,14 @@ class WorkQueue(PriorityQueue[Any]):
         elif self._waiting:
             self._waiting.pop().serve(item)
         else:
-            line = self._line_of(item.priority)
+            line = self._lines.get(item.priority)
+            if line is None:
+                line = self._new_line(item.priority)
             (line.appendleft if again else line.append)(item)
 
-    def _line_of(self, priority: int) -> deque[Any]:
+    def _new_line(self, priority: int) -> deque[Any]:
         """Where what has this priority waits. A heap would compare it with half a dozen others on its way in and out."""
-        if priority not in self._lines:
-            self._lines = dict(sorted({**self._lines, priority: deque()}.items()))
+        self._lines = dict(sorted({**self._lines, priority: deque()}.items()))
         return self._lines[priority]
 
 

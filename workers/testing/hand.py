@@ -44,9 +44,9 @@ class _Consumer(LaneConsumer):
             with self._lease.changed:
                 self._rooms.promise([wish])
             taken = self._lease.exchange([wish]).taken
-            message = self._opened(taken[0]) if taken else None
-            if message is not None or not taken:
-                return message
+            messages = self._opened(taken)
+            if messages or not taken:
+                return messages[0] if messages else None
         return None
 
 
