@@ -186,18 +186,14 @@ class App:
         function = handler.function
 
         def run(text: str) -> Any:
-            return function(self._event(text))
+            job = CURRENT.get()
+            envelope = job.take_envelope() if job is not None else None
+            return function(_read(envelope or _envelope_in(text)))
 
         return run
 
-    def _event(self, text: str) -> Event | dict[str, Any]:
-        """What the handler of the job at hand is called with."""
-        job = CURRENT.get()
-        envelope = job.take_envelope() if job is not None else None
-        return _read(envelope or _envelope_in(text))
-
     def _event_and_context(self, handler: Handler, text: str) -> tuple[Event | dict[str, Any], Context]:
-        """As :meth:`_event`, with the context of the job."""
+        """What a handler is called with that wants the context of its job."""
         job = CURRENT.get()
         envelope = (job.envelope if job is not None else None) or _envelope_in(text)
         attempt = job.attempt if job is not None else 1

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
 from dramatiq import Consumer, MessageProxy
@@ -30,6 +31,8 @@ GATHER_S = 0.005
 """How long settlements wait for company."""
 ENDING_S = 0.1
 """How often it comes back to its thread once the worker is quiet: that is how it hears of its end."""
+
+HANDLER: Callable[[Taken], str] = attrgetter("route.handler")
 
 log = logging.getLogger("callboard.workers")
 
@@ -89,10 +92,14 @@ class LaneConsumer(Consumer):
         return self._buffer.popleft() if self._buffer else None
 
     def ack(self, message: MessageProxy) -> None:
-        self._end(message)
+        """Have the message's own verdict settled."""
+        if isinstance(message, LaneMessage) and not message.withdrawn:
+            settlement = message.settlement()
+            if settlement.verdict == "dead":
+                self._broker.bury(message)  # before anybody can see that the job is finished
+            self._lease.settle(self._queue, settlement)
 
-    def nack(self, message: MessageProxy) -> None:
-        self._end(message)
+    nack = ack
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Hand jobs that were not begun back to the heads of their lanes; last first, so that they keep their order."""
@@ -138,13 +145,6 @@ class LaneConsumer(Consumer):
     def _way_to_the_threads(self) -> Callable[[LaneMessage], None] | None:
         """How our caller passes a message on, where it is Dramatiq's."""
         return getattr(self._caller, "handle_message", None)
-
-    def _end(self, message: MessageProxy) -> None:
-        if isinstance(message, LaneMessage) and not message.withdrawn:
-            settlement = message.settlement()
-            if settlement.verdict == "dead":
-                self._broker.bury(message)  # before anybody can see that the job is finished
-            self._settle(settlement)
 
     def _settle(self, settlement: Settlement) -> None:
         self._lease.settle(self._queue, settlement)
@@ -231,7 +231,7 @@ class LaneConsumer(Consumer):
 
     def _learn(self, wishes: Sequence[Wish], answer: Exchange) -> set[str]:
         """Give up hope for the handlers that had no more than they gave. Returns these."""
-        came = Counter(one.route.handler for one in answer.taken)
+        came = Counter(map(HANDLER, answer.taken))
         drained: set[str] = set()
         for wish in wishes:
             if not answer.apart and sum(came[handler] for handler in wish.handlers) < wish.limit:

@@ -95,15 +95,10 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
 
     def __getattr__(self, name: str) -> Any:
         if name == "args":
-            return self.written
+            return (self.body[len(EVENT) :].decode(),)
         if name == "message_timestamp":
             return (self.read or _envelope_in(self.body)).time_ms
         raise AttributeError(name)
-
-    @property
-    def written(self) -> tuple[str]:
-        """Its arguments."""
-        return (self.body[len(EVENT) :].decode(),)
 
     @property
     def envelope(self) -> Envelope:
@@ -120,7 +115,7 @@ class _Args:
 
     def __get__(self, message: LaneMessage, kind: type[LaneMessage]) -> tuple[Any, ...]:
         told = message._message  # noqa: SLF001 - it is a part of it
-        return told.written if isinstance(told, _EventMessage) else told.args
+        return (told.body[len(EVENT) :].decode(),) if isinstance(told, _EventMessage) else told.args
 
 
 class LaneMessage(MessageProxy):
@@ -179,9 +174,11 @@ class LaneMessage(MessageProxy):
 
     def take_envelope(self) -> Envelope | None:
         """The same, for its handler: nobody else needs it, as far as is known, and it may be read again."""
-        message, envelope = self._message, self.envelope
-        if envelope is not None:
-            object.__setattr__(message, "read", None)
+        message = self._message
+        if not isinstance(message, _EventMessage):
+            return None
+        envelope = message.read or message.envelope
+        object.__setattr__(message, "read", None)
         return envelope
 
     def called(self, function: Callable[..., T]) -> T:
@@ -201,7 +198,7 @@ class LaneMessage(MessageProxy):
 
     def clear_exception(self) -> None:
         """Forget the exception, unless it is kept for ``broker.join(fail_fast=True)``, which raises it in tests."""
-        if not self.keep_exception:
+        if self._exception is not None and not self.keep_exception:
             super().clear_exception()
 
     def record(self, error: BaseException) -> None:

@@ -64,7 +64,8 @@ class Room:
         self.jammed = False
         """Whether what was taken does not get begun: until something is, or is done, there is no room."""
         self._size = size
-        self._loads: Counter[str] = Counter()
+        self.loads: Counter[str] = Counter()
+        """How many jobs of each queue are in it."""
         self._load = 0
         self._promised = 0
         self._least = self._most = size or 1
@@ -96,7 +97,7 @@ class Room:
 
     def clear(self) -> None:
         """Nothing is held any more."""
-        self._loads.clear()
+        self.loads.clear()
         self._load = 0
         self.jammed = False
 
@@ -106,10 +107,6 @@ class Room:
         """Whether somebody has chosen how many jobs of a queue to fetch ahead."""
         return self._limits.get(queue, MOST_AHEAD) < MOST_AHEAD
 
-    def load(self, queue: str) -> int:
-        """How many jobs of a queue are in it."""
-        return self._loads.get(queue, 0)  # [queue] would cost a Counter a call where there are none, at each settling
-
     @property
     def empty(self) -> bool:
         """Whether nothing is in it."""
@@ -117,12 +114,12 @@ class Room:
 
     def fill(self, queue: str) -> None:
         """A job was taken."""
-        self._loads[queue] += 1
+        self.loads[queue] += 1
         self._load += 1
 
     def free(self, queue: str, *, settled: bool = True) -> None:
         """A job was settled, or is gone."""
-        self._loads[queue] -= 1
+        self.loads[queue] -= 1
         self._load -= 1
         if settled:
             self._settled += 1
@@ -161,7 +158,7 @@ class Room:
 
     def share(self, queue: str) -> int:
         """How many jobs this queue may take now."""
-        free = min(self._left, self._limit_of(queue) - self._loads[queue])
+        free = min(self._left, self._limit_of(queue) - self.loads[queue])
         if free <= 0:
             return 0
         line = [name for name, hopes in self._hopeful.items() if name == queue or hopes()]
@@ -222,7 +219,9 @@ class Rooms:
 
     def load(self, queue: str) -> int:
         """How many jobs of a queue this process holds."""
-        return self.threads.load(queue) + self.loop.load(queue)
+        return self.threads.loads.get(queue, 0) + self.loop.loads.get(
+            queue, 0
+        )  # a Counter's [queue] calls for what is not there
 
     def fill(self, room: Room, queue: str, handler: str) -> None:
         """A job was taken, and goes there."""

@@ -37,9 +37,10 @@ class TimeLimit(middleware.TimeLimit):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         actor = broker.get_actor(message.actor_name)
         limit_ms = message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)
+        performance = None
         if isinstance(message, LaneMessage):
             message.limit_s = limit_ms / 1000  # so that it can say which
-        performance = _performance(message)
+            performance = message.performance
         if performance is None:
             self.manager.add_timeout(threading.get_ident(), limit_ms)  # type: ignore[no-untyped-call]
         else:
