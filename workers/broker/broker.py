@@ -179,7 +179,8 @@ class LaneBroker(Broker):
         Some act on options alone (``asleep_without`` names them), and most messages and actors have none of these. An actor's
         are a public dict too, and compared.
         """
-        found = self._awake.get((hook, message.actor_name))
+        awake = self._awake
+        found = awake.get((hook, message.actor_name))
         if message.options or self.middleware != self._stack:
             return self._listening(hook)
         if found is None or found.actor.options != found.options:
@@ -187,20 +188,24 @@ class LaneBroker(Broker):
             if actor is None:
                 return self._listening(hook)
             listening = [one for one in self._listening(hook) if not _is_asleep(one[0], actor.options)]
-            found = self._awake[hook, message.actor_name] = _Awake(actor, dict(actor.options), listening)
+            found = awake[hook, message.actor_name] = _Awake(actor, dict(actor.options), listening)
         return found.hooks
 
     def _listening(self, hook: str) -> list[Hook]:
-        """Who has a hook, remembered until the stack changes (it is a public list, so it is compared)."""
+        """Who has a hook, remembered until the stack changes (it is a public list, so it is compared).
+
+        Who has found it out just before a change writes it where nobody looks any more.
+        """
         if self.middleware != self._stack:
             self._stack, self._hooks, self._awake = list(self.middleware), {}, {}
-        found = self._hooks.get(hook)
+        hooks = self._hooks
+        found = hooks.get(hook)
         if found is None:
             idle = (None, getattr(Middleware, hook, None))
             found = [(one, getattr(one, hook)) for one in self._stack if getattr(type(one), hook, None) not in idle]
             if hook.startswith("before_"):
                 found.sort(key=lambda each: getattr(each[0], "goes_last", False))  # past what an app has added later
-            self._hooks[hook] = found
+            hooks[hook] = found
         return found
 
     # -- declaring -----------------------------------------------------------------------------------------------------
@@ -219,7 +224,7 @@ class LaneBroker(Broker):
         if actor.options.get("throws") is not None:
             actor.options["throws"] = _exception_classes(actor.actor_name, actor.options["throws"])
         self.staff.join(actor)
-        self._awake.clear()
+        self._awake = {}
         super().declare_actor(actor)
         self.lease.ring(actor.queue_name)
         self.lease.refresh()

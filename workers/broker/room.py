@@ -219,9 +219,8 @@ class Rooms:
 
     def load(self, queue: str) -> int:
         """How many jobs of a queue this process holds."""
-        return self.threads.loads.get(queue, 0) + self.loop.loads.get(
-            queue, 0
-        )  # a Counter's [queue] calls for what is not there
+        # Not [queue]: for what is not there a Counter makes a call of it, at each settling.
+        return self.threads.loads.get(queue, 0) + self.loop.loads.get(queue, 0)
 
     def fill(self, room: Room, queue: str, handler: str) -> None:
         """A job was taken, and goes there."""
