@@ -113,6 +113,41 @@ def test_a_middleware_that_acts_on_options_is_asked_where_there_are_any(app: App
     assert seen == [f"{when} {what}" for what in whose for when in ("before", "after")]
 
 
+def test_a_middleware_that_goes_while_it_is_found_out_who_is_asked_is_not_asked_again(app: App) -> None:
+    seen: list[str] = []
+
+    class Goes(Middleware):
+        def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:  # noqa: ARG002 - a hook
+            seen.append("asked")
+
+    class Elsewhere(Middleware):
+        """What another thread does in that very moment."""
+
+        @property
+        def asleep_without(self) -> set[str]:
+            if goes in app.broker.middleware:
+                app.broker.middleware.remove(goes)
+                app.broker.emit_before("process_message", message)
+            return {"unheard"}
+
+        def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None: ...
+
+    @dramatiq.actor(broker=app.broker)
+    def note() -> None: ...
+
+    message = dramatiq.MessageProxy(note.message())
+    goes = Goes()
+    app.broker.add_middleware(goes)
+    app.broker.add_middleware(Elsewhere())
+    app.broker.emit_before("process_message", message.copy(options={"unheard": True}))  # the stack is known
+    seen.clear()
+    app.broker.emit_before("process_message", message)
+    seen.clear()
+    app.broker.emit_before("process_message", message)
+
+    assert seen == []
+
+
 def test_jobs_in_flight_are_unfinished_and_no_longer_in_the_queue(app: App) -> None:
     seen: list[tuple[int, int]] = []
 
