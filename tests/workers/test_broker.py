@@ -64,55 +64,6 @@ def test_middleware_that_is_added_or_taken_away_late_is_asked_from_then_on(app: 
     assert seen == [2]
 
 
-def test_a_middleware_that_acts_on_options_is_asked_where_there_are_any(app: App) -> None:
-    seen: list[str] = []
-
-    class Acts(Middleware):
-        asleep_without = frozenset({"loud"})
-
-        @property
-        def actor_options(self) -> set[str]:
-            return {"loud"}
-
-        def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:  # noqa: ARG002 - a hook
-            seen.append(f"before {message.args[0]}")
-
-        def after_process_message(
-            self,
-            broker: dramatiq.Broker,  # noqa: ARG002 - a hook
-            message: dramatiq.MessageProxy,
-            *,
-            result: None = None,  # noqa: ARG002 - a hook
-            exception: BaseException | None = None,  # noqa: ARG002 - a hook
-        ) -> None:
-            seen.append(f"after {message.args[0]}")
-
-    app.broker.add_middleware(Acts())
-
-    @dramatiq.actor(broker=app.broker)
-    def note(what: str) -> None: ...
-
-    @dramatiq.actor(broker=app.broker, loud=True)
-    def shout(what: str) -> None: ...
-
-    with working(app, threads=1):
-        note.send("nothing to do")
-        app.broker.join("default")
-        shout.send("the actor's")
-        app.broker.join("default")
-        note.send_with_options(args=("the message's",), loud=True)
-        app.broker.join("default")
-        note.options["loud"] = True
-        note.send("the actor's, late")
-        app.broker.join("default")
-        del note.options["loud"]
-        note.send("not any more")
-        app.broker.join("default")
-
-    whose = ["the actor's", "the message's", "the actor's, late"]
-    assert seen == [f"{when} {what}" for what in whose for when in ("before", "after")]
-
-
 def test_a_middleware_that_goes_while_it_is_found_out_who_is_asked_is_not_asked_again(app: App) -> None:
     seen: list[str] = []
 
@@ -124,28 +75,28 @@ def test_a_middleware_that_goes_while_it_is_found_out_who_is_asked_is_not_asked_
         """What another thread does in that very moment."""
 
         @property
-        def asleep_without(self) -> set[str]:
+        def goes_last(self) -> bool:
             if goes in app.broker.middleware:
                 app.broker.middleware.remove(goes)
-                app.broker.emit_before("process_message", message)
-            return {"unheard"}
+                ask()
+            return False
 
         def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None: ...
 
     @dramatiq.actor(broker=app.broker)
     def note() -> None: ...
 
-    message = dramatiq.MessageProxy(note.message())
+    def ask() -> list[str]:
+        seen.clear()
+        app.broker.emit_before("process_message", dramatiq.MessageProxy(note.message()))
+        return seen
+
     goes = Goes()
     app.broker.add_middleware(goes)
     app.broker.add_middleware(Elsewhere())
-    app.broker.emit_before("process_message", message.copy(options={"unheard": True}))  # the stack is known
-    seen.clear()
-    app.broker.emit_before("process_message", message)
-    seen.clear()
-    app.broker.emit_before("process_message", message)
+    ask()
 
-    assert seen == []
+    assert ask() == []
 
 
 def test_jobs_in_flight_are_unfinished_and_no_longer_in_the_queue(app: App) -> None:

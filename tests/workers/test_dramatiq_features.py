@@ -11,10 +11,9 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq import Message, QueueJoinTimeout, QueueNotFound, group
+from dramatiq import Message, MessageProxy, Middleware, QueueJoinTimeout, QueueNotFound, group
 from dramatiq.common import current_millis
 from dramatiq.middleware import (
-    AgeLimit,
     CurrentMessage,
     GroupCallbacks,
     Shutdown,
@@ -143,24 +142,6 @@ def test_what_waited_too_long_is_not_begun(app: App, bus: Bus) -> None:
     assert bus.store.dead_count() == 2
 
 
-def test_a_limit_of_age_for_all_is_kept_where_nobody_has_set_another(app: App, bus: Bus) -> None:
-    begun: list[str] = []
-    app.broker.middleware[:] = [one for one in app.broker.middleware if not isinstance(one, AgeLimit)]
-    app.broker.add_middleware(limits.AgeLimit(max_age=20))
-
-    @dramatiq.actor
-    def plain() -> None:
-        begun.append("plain")
-
-    plain.send()
-    late = current_millis() + 30
-    wait_until(lambda: current_millis() > late, "it to be too old")
-    with working(app):
-        join(app)
-
-    assert (begun, bus.store.dead_count()) == ([], 1)
-
-
 @pytest.mark.parametrize("whose", ["the actor's", "everybody's"])
 def test_a_thread_that_asked_for_it_is_told_of_the_stop(app: App, bus: Bus, whose: str) -> None:
     begun, never = threading.Event(), threading.Event()
@@ -187,6 +168,32 @@ def test_a_thread_that_asked_for_it_is_told_of_the_stop(app: App, bus: Bus, whos
 
     assert ended == ["told"]
     assert (bus.store.pending("default"), bus.store.dead_count()) == (1, 0)
+
+
+def test_an_actor_that_stops_asking_while_it_runs_leaves_its_thread_unmarked(app: App) -> None:
+    begun, over = threading.Event(), threading.Event()
+    ended: list[str] = []
+
+    @dramatiq.actor(notify_shutdown=True)
+    def once() -> None:
+        del once.options["notify_shutdown"]
+
+    @dramatiq.actor
+    def unasked() -> None:
+        begun.set()
+        over.wait(10)
+        ended.append("unasked")
+
+    with working(app, threads=1) as worker:
+        once.send()
+        join(app)
+        unasked.send()
+        assert begun.wait(10)
+        app.broker.emit_before("worker_shutdown", worker)
+        over.set()
+        join(app)
+
+    assert ended == ["unasked"]
 
 
 def test_a_rate_limiter_lets_one_run_at_a_time_and_the_others_come_again(
@@ -256,6 +263,42 @@ def test_callbacks_are_told_of_success_and_of_each_failure(app: App, bus: Bus) -
         [(name, what) for name in ("plain", "handler") for what in (1.0, "ZeroDivisionError", "ZeroDivisionError")],
         key=repr,
     )
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_callbacks_that_a_middleware_names_are_told_too(app: App, when: str) -> None:
+    told: list[int] = []
+
+    class Names(Middleware):
+        def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:  # noqa: ARG002 - a hook
+            if when == "before" and message.actor_name == "work":
+                message.options["on_success"] = "tell"
+
+        def after_process_message(
+            self,
+            broker: dramatiq.Broker,  # noqa: ARG002 - a hook
+            message: MessageProxy,
+            *,
+            result: Any = None,  # noqa: ARG002 - a hook
+            exception: BaseException | None = None,  # noqa: ARG002 - a hook
+        ) -> None:
+            if when == "after" and message.actor_name == "work":
+                message.options["on_success"] = "tell"
+
+    app.broker.add_middleware(Names())
+
+    @dramatiq.actor
+    def work() -> None: ...
+
+    @dramatiq.actor
+    def tell(message: dict[str, Any], result: None) -> None:
+        told.append(1)
+
+    with working(app):
+        work.send()
+        join(app)
+
+    assert told == [1]
 
 
 def test_results_are_kept_and_failures_too(app: App, bus: Bus, backends: Backends) -> None:

@@ -11,10 +11,10 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from dramatiq import Actor, Broker, Consumer, Message, MessageProxy, Middleware
+from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import current_millis
 from dramatiq.errors import ConnectionClosed, QueueJoinTimeout, QueueNotFound
@@ -37,27 +37,12 @@ JOIN_POLL_S = 0.002
 JOIN_POLL_MOST_S = 0.05
 REACH_PAUSE_S = 0.1
 JOB_ENDS = ("process_message", "skip_message")
-PROCESSING = "process_message"
 MOST_UNSURE = 1_000
 """Messages of unknown fate that are remembered, so that enqueueing one again does not make it two."""
 
 
 Hook = tuple[Middleware, Callable[..., None]]
 """A middleware, and what it does."""
-
-
-class _Awake(NamedTuple):
-    """Whose hooks may do something for an actor's messages, as long as it has these options."""
-
-    actor: Actor[Any, Any]
-    options: dict[str, Any]
-    hooks: list[Hook]
-
-
-def _is_asleep(middleware: Middleware, options: Mapping[str, Any]) -> bool:
-    """Whether it has nothing to do where neither an actor nor its message has other options."""
-    needs = getattr(middleware, "asleep_without", None)
-    return needs is not None and options.keys().isdisjoint(needs)
 
 
 class LaneBroker(Broker):
@@ -83,7 +68,6 @@ class LaneBroker(Broker):
         self._unsure: dict[str, str] = {}  # message id -> id of the job that it may have become
         self._stack: list[Middleware] = []
         self._hooks: dict[str, list[Hook]] = {}
-        self._awake: dict[tuple[str, str], _Awake] = {}
         super().__init__(middleware)
 
     def __repr__(self) -> str:
@@ -133,13 +117,11 @@ class LaneBroker(Broker):
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
-    # Six hooks a message, ten middleware, and nearly all of them empty, or with nothing to do for nearly all actors: call only
-    # those that do something.
+    # Six hooks a message, ten middleware, and nearly all of them empty: call only those that do something.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """As Dramatiq's, without the detour through hooks that a middleware does not have, or that have nothing to do."""
-        hook = "before_" + signal
-        for middleware, act in self._awake_for(hook, *args) if signal == PROCESSING else self._listening(hook):
+        """As Dramatiq's, without the detour through hooks that a middleware does not have."""
+        for middleware, act in self._listening("before_" + signal):
             try:
                 act(self, *args, **kwargs)
             except MiddlewareError:
@@ -152,10 +134,7 @@ class LaneBroker(Broker):
 
         An exit too, where a job has ended: the others have yet to judge it, and to tell its end.
         """
-        hook = "after_" + signal
-        for middleware, act in reversed(
-            self._awake_for(hook, *args) if signal == PROCESSING else self._listening(hook)
-        ):
+        for middleware, act in reversed(self._listening("after_" + signal)):
             try:
                 act(self, *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is logged or raised
@@ -173,31 +152,13 @@ class LaneBroker(Broker):
             raise BootFailed(f"the worker could not start: {middleware!r} failed in {when}_{signal}: {why}") from error
         self.logger.critical("%r failed in %s_%s", middleware, when, signal, exc_info=error)
 
-    def _awake_for(self, hook: str, message: MessageProxy) -> list[Hook]:
-        """Who has a hook that may do something for this message.
-
-        Some act on options alone (``asleep_without`` names them), and most messages and actors have none of these. An actor's
-        are a public dict too, and compared.
-        """
-        awake = self._awake
-        found = awake.get((hook, message.actor_name))
-        if message.options or self.middleware != self._stack:
-            return self._listening(hook)
-        if found is None or found.actor.options != found.options:
-            actor = self.actors.get(message.actor_name)
-            if actor is None:
-                return self._listening(hook)
-            listening = [one for one in self._listening(hook) if not _is_asleep(one[0], actor.options)]
-            found = awake[hook, message.actor_name] = _Awake(actor, dict(actor.options), listening)
-        return found.hooks
-
     def _listening(self, hook: str) -> list[Hook]:
         """Who has a hook, remembered until the stack changes (it is a public list, so it is compared).
 
         Who has found it out just before a change writes it where nobody looks any more.
         """
         if self.middleware != self._stack:
-            self._stack, self._hooks, self._awake = list(self.middleware), {}, {}
+            self._stack, self._hooks = list(self.middleware), {}
         hooks = self._hooks
         found = hooks.get(hook)
         if found is None:
@@ -224,7 +185,6 @@ class LaneBroker(Broker):
         if actor.options.get("throws") is not None:
             actor.options["throws"] = _exception_classes(actor.actor_name, actor.options["throws"])
         self.staff.join(actor)
-        self._awake = {}
         super().declare_actor(actor)
         self.lease.ring(actor.queue_name)
         self.lease.refresh()

@@ -113,7 +113,9 @@ class _EventMessage(Message):  # type: ignore[type-arg] # with one, making an in
 class _Args:
     """A message's arguments, made when asked for. No property, so that a middleware may set others, as on any message."""
 
-    def __get__(self, message: LaneMessage, kind: type[LaneMessage]) -> tuple[Any, ...]:
+    def __get__(self, message: LaneMessage | None, kind: type[LaneMessage]) -> Any:
+        if message is None:
+            return self
         told = message._message  # noqa: SLF001 - it is a part of it
         return (told.body[len(EVENT) :].decode(),) if isinstance(told, _EventMessage) else told.args
 

@@ -78,16 +78,16 @@ class Staff:
         return self._limits.get(handler)
 
 
-_CALLS = Actor.__call__, HandlerActor.__call__
-
-
 def _coroutine_below(actor: Actor[Any, Any]) -> Callable[..., Awaitable[Any]] | None:
     """The coroutine function below Dramatiq's bridge.
 
     What the app put around a coroutine function itself is sync and stays so, and so does an actor of a class of the app's
     own that is called in its own way.
     """
-    if getattr(actor.fn, "__code__", None) is not BRIDGE or type(actor).__call__ not in _CALLS:
+    if getattr(actor.fn, "__code__", None) is not BRIDGE or type(actor).__call__ not in (
+        Actor.__call__,
+        HandlerActor.__call__,
+    ):
         return None
     below: Callable[..., Awaitable[Any]] = actor.fn.__wrapped__  # type: ignore[attr-defined] # functools.wraps put it there
     return below

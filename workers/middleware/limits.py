@@ -1,4 +1,4 @@
-"""Dramatiq's limits of time and age and its shutdown notifications, for coroutines as well, and with a word about the limit.
+"""Dramatiq's time limits and shutdown notifications, for coroutines as well, and with a word about the limit.
 
 Dramatiq raises both in the thread of a message. A coroutine has none of its own: raised in the loop's thread, they would
 strike whatever runs there at that moment. Those of async jobs cancel the one coroutine they are meant for; threads are
@@ -15,27 +15,18 @@ from dramatiq.middleware import Shutdown
 
 from workers.broker.message import LaneMessage, Performing
 
-__all__ = ["AgeLimit", "ShutdownNotifications", "TimeLimit"]
+__all__ = ["ShutdownNotifications", "TimeLimit"]
 
 
 def _performance(message: MessageProxy) -> Performing | None:
     return message.performance if isinstance(message, LaneMessage) else None
 
 
-class AgeLimit(middleware.AgeLimit):
-    """As Dramatiq's."""
-
-    @property
-    def asleep_without(self) -> set[str] | None:
-        """Without one of these options it has nothing to do (see the broker)."""
-        return self.actor_options if self.max_age is None else None
-
-
 class TimeLimit(middleware.TimeLimit):
     """As Dramatiq's. An async job's limit is exact, and holds in embedded workers too (no thread has to watch it)."""
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        actor = broker.get_actor(message.actor_name)
+        actor = broker.actors[message.actor_name]
         limit_ms = message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)
         performance = None
         if isinstance(message, LaneMessage):
@@ -63,11 +54,6 @@ class ShutdownNotifications(middleware.ShutdownNotifications):
         self._lock = threading.Lock()
         self._to_tell: set[Performing] = set()
 
-    @property
-    def asleep_without(self) -> set[str] | None:
-        """Without one of these options it has nothing to do (see the broker)."""
-        return None if self.notify_shutdown else self.actor_options
-
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         super().before_worker_shutdown(broker, worker)  # type: ignore[no-untyped-call]
         with self._lock:
@@ -76,10 +62,12 @@ class ShutdownNotifications(middleware.ShutdownNotifications):
             performance.interrupt(Shutdown())
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        if not self.should_notify(broker.actors[message.actor_name], message):  # type: ignore[no-untyped-call]
+            return
         performance = _performance(message)
         if performance is None:
-            super().before_process_message(broker, message)  # type: ignore[no-untyped-call]
-        elif self.should_notify(broker.get_actor(message.actor_name), message):  # type: ignore[no-untyped-call]
+            self.manager.add_notification()
+        else:
             with self._lock:
                 self._to_tell.add(performance)
 
@@ -88,7 +76,7 @@ class ShutdownNotifications(middleware.ShutdownNotifications):
     ) -> None:
         performance = _performance(message)
         if performance is None:
-            super().after_process_message(broker, message, result=result, exception=exception)  # type: ignore[no-untyped-call]
+            self.manager.remove_notification()
             return
         with self._lock:
             self._to_tell.discard(performance)
