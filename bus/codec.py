@@ -17,7 +17,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticSerializationError, from_json, to_json, to_jsonable_python
 
 from bus.causation import Cause
-from bus.envelope import MAX_ATTRIBUTE, MAX_DEPTH, PATTERN_FAULTS, Envelope, check_json, dataschema, rfc3339, step
+from bus.envelope import (
+    MAX_ATTRIBUTE,
+    MAX_DEPTH,
+    PATTERN_FAULTS,
+    Envelope,
+    check_json,
+    dataschema,
+    rfc3339,
+    step,
+    version_in,
+)
 from bus.errors import InvalidEvent, InvalidTopic, PayloadTooLarge
 from bus.events import Event, check_type, lookup, newest
 from bus.ids import uuid7
@@ -316,7 +326,8 @@ def read(envelope: Envelope) -> Event | dict[str, Any]:
 
 def model_of(envelope: Envelope) -> type[Event] | None:
     """The class of exactly its type and version, where this process knows it."""
-    version = envelope.version
+    schema = envelope.dataschema
+    version = None if schema is None else version_in(schema, envelope.type)
     return None if version is None else lookup(envelope.type, version)
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "dataschema",
     "rfc3339",
     "step",
+    "version_in",
     "written_ms",
 ]
 
@@ -89,7 +90,7 @@ def dataschema(type: str, version: int) -> str:
 
 
 @lru_cache(maxsize=512)
-def _version_in(schema: str, type: str) -> int | None:
+def version_in(schema: str, type: str) -> int | None:
     """The version that :func:`dataschema` has written there, if it was for this type."""
     digits = schema.removeprefix(f"{_SCHEMA}{type}:")
     ours = digits != schema and digits.isascii() and digits.isdigit()
@@ -275,7 +276,7 @@ class Envelope(BaseModel):
     @property
     def version(self) -> int | None:
         """The version of the event's type; None where ``dataschema`` is absent or not one of ours for this type."""
-        return None if self.dataschema is None else _version_in(self.dataschema, self.type)
+        return None if self.dataschema is None else version_in(self.dataschema, self.type)
 
     @property
     def time_ms(self) -> int:

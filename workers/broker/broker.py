@@ -121,7 +121,9 @@ class LaneBroker(Broker):
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """As Dramatiq's, without the detour through hooks that a middleware does not have."""
-        for middleware, act in self._listening("before_" + signal):
+        hook = "before_" + signal
+        known = self._hooks.get(hook) if self.middleware == self._stack else None
+        for middleware, act in known if known is not None else self._listening(hook):
             try:
                 act(self, *args, **kwargs)
             except MiddlewareError:
@@ -134,7 +136,9 @@ class LaneBroker(Broker):
 
         An exit too, where a job has ended: the others have yet to judge it, and to tell its end.
         """
-        for middleware, act in reversed(self._listening("after_" + signal)):
+        hook = "after_" + signal
+        known = self._hooks.get(hook) if self.middleware == self._stack else None
+        for middleware, act in reversed(known if known is not None else self._listening(hook)):
             try:
                 act(self, *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is logged or raised

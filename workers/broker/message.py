@@ -13,6 +13,7 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from bus import BusError, Envelope, codec
 from bus.clock import Clock
+from bus.opening import opened
 from bus.store.base import Job, Route, Settlement, Taken, Verdict
 
 __all__ = [
@@ -292,8 +293,9 @@ def open_job(taken: Taken, clock: Clock) -> LaneMessage:
 
 def _envelope_in(body: bytes) -> Envelope:
     """Raises ``ValueError`` for bytes that are none."""
+    text = body[len(EVENT) :]
     try:
-        return codec.decode(body[len(EVENT) :], max_bytes=len(body))  # what was accepted is not refused here
+        return opened(text) or codec.decode(text, max_bytes=len(text))  # what was accepted is not refused here
     except BusError as error:
         raise ValueError(str(error)) from None
 

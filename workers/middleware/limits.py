@@ -40,7 +40,7 @@ class TimeLimit(middleware.TimeLimit):
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        if _performance(message) is None:
+        if not isinstance(message, LaneMessage) or message.performance is None:
             self.manager.remove_timeout(threading.get_ident())  # type: ignore[no-untyped-call]
 
     after_skip_message = after_process_message
