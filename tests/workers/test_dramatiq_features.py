@@ -14,6 +14,7 @@ import pytest
 from dramatiq import Message, MessageProxy, Middleware, QueueJoinTimeout, QueueNotFound, group
 from dramatiq.common import current_millis
 from dramatiq.middleware import (
+    AgeLimit,
     CurrentMessage,
     GroupCallbacks,
     Shutdown,
@@ -140,6 +141,25 @@ def test_what_waited_too_long_is_not_begun(app: App, bus: Bus) -> None:
 
     assert begun == []
     assert bus.store.dead_count() == 2
+
+
+def test_a_limit_of_age_for_all_is_kept_where_nobody_has_set_another(app: App, bus: Bus) -> None:
+    begun: list[str] = []
+    for one in app.broker.middleware:
+        if isinstance(one, AgeLimit):
+            one.max_age = 20
+
+    @dramatiq.actor
+    def plain() -> None:
+        begun.append("plain")
+
+    plain.send()
+    late = current_millis() + 30
+    wait_until(lambda: current_millis() > late, "it to be too old")
+    with working(app):
+        join(app)
+
+    assert (begun, bus.store.dead_count()) == ([], 1)
 
 
 @pytest.mark.parametrize("whose", ["the actor's", "everybody's"])

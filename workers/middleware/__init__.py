@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from dramatiq.middleware import AgeLimit, Middleware
+from dramatiq.middleware import Middleware
 
 from bus.bindings import Binding
 from workers.middleware.current import CURRENT, CurrentJob
 from workers.middleware.following import Callbacks, Pipelines
 from workers.middleware.lifecycle import EXIT_BOOT, EXIT_USAGE, Lifecycle, WorkerBootError
-from workers.middleware.limits import ShutdownNotifications, TimeLimit
+from workers.middleware.limits import AgeLimit, ShutdownNotifications, TimeLimit
 from workers.middleware.retries import LaneRetries, NotForUs, Unreadable
 from workers.middleware.telling import Telling
 from workers.runtime import Runtime

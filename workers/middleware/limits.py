@@ -1,4 +1,4 @@
-"""Dramatiq's time limits and shutdown notifications, for coroutines as well, and with a word about the limit.
+"""Dramatiq's limits and shutdown notifications, for coroutines as well, and with a word about the limit.
 
 Dramatiq raises both in the thread of a message. A coroutine has none of its own: raised in the loop's thread, they would
 strike whatever runs there at that moment. Those of async jobs cancel the one coroutine they are meant for; threads are
@@ -15,11 +15,19 @@ from dramatiq.middleware import Shutdown
 
 from workers.broker.message import LaneMessage, Performing
 
-__all__ = ["ShutdownNotifications", "TimeLimit"]
+__all__ = ["AgeLimit", "ShutdownNotifications", "TimeLimit"]
 
 
 def _performance(message: MessageProxy) -> Performing | None:
     return message.performance if isinstance(message, LaneMessage) else None
+
+
+class AgeLimit(middleware.AgeLimit):
+    """As Dramatiq's, and asked only where there may be a limit."""
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        if self.max_age or message.options or "max_age" in broker.actors[message.actor_name].options:
+            super().before_process_message(broker, message)  # type: ignore[no-untyped-call]
 
 
 class TimeLimit(middleware.TimeLimit):
@@ -62,7 +70,9 @@ class ShutdownNotifications(middleware.ShutdownNotifications):
             performance.interrupt(Shutdown())
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        if not self.should_notify(broker.actors[message.actor_name], message):  # type: ignore[no-untyped-call]
+        actor = broker.actors[message.actor_name]
+        asked = self.notify_shutdown or message.options or "notify_shutdown" in actor.options  # by anybody at all
+        if not asked or not self.should_notify(actor, message):  # type: ignore[no-untyped-call]
             return
         performance = _performance(message)
         if performance is None:
