@@ -71,6 +71,26 @@ def test_whatever_is_held_it_is_a_dramatiq_message(forgotten: int) -> None:
         assert repr(other) == repr(message)
 
 
+def test_who_sets_other_arguments_has_them_called_with(bus: Bus, app: App) -> None:
+    called: list[tuple[int, str]] = []
+
+    class Sets(dramatiq.Middleware):
+        def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:  # noqa: ARG002 - a hook
+            message.args = (message.args[0] + 1,)
+            message.kwargs["word"] += "!"
+
+    @dramatiq.actor(broker=app.broker)
+    def plain(n: int, word: str) -> None:
+        called.append((n, word))
+
+    app.broker.add_middleware(Sets())
+    plain.send(1, word="hi")
+    with working(app):
+        app.broker.join("default", timeout=10_000)
+
+    assert called == [(2, "hi!")]
+
+
 def test_its_keyword_arguments_are_its_own() -> None:
     first, second = of_event(), of_event()
 

@@ -1,6 +1,6 @@
 """Dramatiq's limits and shutdown notifications, for coroutines as well, and with a word about the limit.
 
-Dramatiq raises both in the thread of a message. A coroutine has none of its own: raised in the loop's thread, they would
+Dramatiq raises what ends a message (its time is over, or its worker stops) in the message's thread. A coroutine has none of its own: raised in the loop's thread, they would
 strike whatever runs there at that moment. Those of async jobs cancel the one coroutine they are meant for; threads are
 left to Dramatiq.
 """
